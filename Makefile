@@ -1,0 +1,59 @@
+# Every target sets up what it needs by itself: Python 3.11 or 3.12, make and a network are enough.
+#   make PYTHON=python3.12 setup    another Python for a new .venv
+#   make ARGS="..." demo            further arguments for the command
+
+PYTHON ?=
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.kdlab-setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow lab bench lint lock clean
+
+help:
+	@echo "make setup   install into .venv (every other target does it too)"
+	@echo "make demo    the whole chain on a small simulated world"
+	@echo "make lab     JupyterLab on the notebooks"
+	@echo "make test    the tests, without the slow ones"
+	@echo "make slow    the slow tests"
+	@echo "make bench   the benchmarks"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make lock    write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)"
+	@echo "make clean   remove .venv and caches"
+
+setup: $(STAMP)
+
+# The script writes the stamp itself, and only when nothing is missing.
+$(STAMP): requirements.lock pyproject.toml scripts/setup.sh
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh "$@"
+
+demo: $(STAMP)
+	$(BIN)/kdlab demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/bench $(ARGS)
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --ignore=tests/bench $(ARGS)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	    $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -s tests/bench $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(BIN)/uv:
+	@$(MAKE) --no-print-directory setup
+
+lock: | $(BIN)/uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url \
+	    --custom-compile-command "make lock" $(ARGS) -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,0 +1,305 @@
+"""The files of a run folder: config, weights, loss log and the checkpoint that a killed run goes on from.
+
+Every file that a later process relies on is written whole under another name and then renamed, so it is either the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdlab.config import RunConfig, load_config, save_config, to_dict
+
+if TYPE_CHECKING:
+    from kdlab.models.detector import Detector
+
+NEUTRAL = ("data.workers", "train.checkpoint_minutes", "train.evaluate_every")
+"""Keys that may change when a run goes on: they do not change its numbers."""
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files in a run folder.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The RunConfig, JSON."""
+        return self.path / "config.json"
+
+    @property
+    def versions(self) -> Path:
+        """What the run was made with, JSON."""
+        return self.path / "versions.json"
+
+    @property
+    def losses(self) -> Path:
+        """One row per step."""
+        return self.path / "losses.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics by split, JSON."""
+        return self.path / "metrics.json"
+
+    @property
+    def validation(self) -> Path:
+        """Metrics on the validation split by epoch, JSON."""
+        return self.path / "validation.json"
+
+    @property
+    def weights(self) -> Path:
+        """The trained detector; there once the run is finished."""
+        return self.path / "detector.safetensors"
+
+    @property
+    def distiller(self) -> Path:
+        """The trained adapters of the distillation, for drawing its losses; no detector needs them."""
+        return self.path / "distiller.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """State of an unfinished run."""
+        return self.path / "checkpoint" / "state.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has ended."""
+        return self.weights.exists()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to; the file takes the place of ``path`` when the block ends without an error, and not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
+            os.fchmod(written.fileno(), 0o666 & ~_UMASK)  # safetensors writes files that only their owner may read
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number is not finite, which strict JSON cannot hold.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as part:
+        part.write_text(text)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    from importlib.metadata import version
+
+    return {"kdlab": version("kdlab"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def differing_key(old: Any, new: Any, where: str = "") -> str | None:
+    """Dotted name of the first key in which two JSON values differ, None where they agree."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *(k for k in old if k not in new)]:
+            found = differing_key(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            if found:
+                return found
+        return None
+    return None if old == new else where
+
+
+def _value(plain: dict[str, Any], dotted: str) -> Any:
+    value: Any = plain
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def open_run(folder: RunFolder, config: RunConfig) -> None:
+    """Make the run folder of a config, or check that it belongs to this config.
+
+    Raises:
+        ValueError: the folder holds a run of another config; the message names the key and the cure.
+        FileExistsError: the folder's name is taken by a file.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise FileExistsError(f"{folder.path} is a file; give another --out")
+    for part in folder.path.rglob(".*.part"):  # a kill in the middle of a write left it
+        part.unlink(missing_ok=True)
+    if folder.config.exists():
+        old, new = to_dict(load_config(RunConfig, folder.config)), to_dict(config)
+        for dotted in NEUTRAL:
+            section, key = dotted.split(".")
+            old[section][key] = new[section][key]
+        key = differing_key(old, new)
+        if key is not None:
+            raise ValueError(
+                f"{folder.path} holds a run of another config: {key} is {_value(old, key)!r} there and {_value(new, key)!r} now; "
+                "give another --out, or remove that folder"
+            )
+        return
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with replacing(folder.config) as part:
+        save_config(config, part)
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write a module's parameters and buffers as safetensors, whole or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with replacing(path) as part:
+        save_file(state, part)
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Read safetensors into a module; half precision is cast to the module's type.
+
+    Raises:
+        ValueError: the file's names or shapes are not the module's.
+    """
+    saved = load_file(path)
+    wanted = module.state_dict()
+    missing, unknown = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
+    if missing or unknown:
+        raise ValueError(f"{path}: does not fit its config.json: lacks {missing[:3]}, has unknown {unknown[:3]}")
+    wrong = [name for name in wanted if wanted[name].shape != saved[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(f"{path}: {name} is {tuple(saved[name].shape)}, its config.json wants {tuple(wanted[name].shape)}")
+    module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in saved.items()})
+
+
+def load_run_config(run: Path | str) -> RunConfig:
+    """The config of a run folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or no config in it.
+        ValueError: the config cannot be read.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"{folder.path}: no such run folder; `kdlab train` makes one")
+    if not folder.config.exists():
+        raise FileNotFoundError(f"{folder.path}: not a run folder, it has no config.json")
+    return load_config(RunConfig, folder.config)
+
+
+def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detector:
+    """The trained detector of a run folder, or of any folder with its config.json and detector.safetensors, in eval mode.
+
+    Needs neither the teacher nor the training code. Weights stored in half precision are cast to float32.
+
+    Raises:
+        FileNotFoundError: no such folder, or its training has not ended.
+        ValueError: config and weights do not fit each other.
+    """
+    from kdlab.models.detector import build_detector
+
+    folder = RunFolder(Path(run))
+    config = load_run_config(run)
+    if not folder.finished:
+        raise FileNotFoundError(f"{folder.path}: the run is not finished (no {folder.weights.name}); run its `kdlab train` again to go on")
+    with torch.random.fork_rng(devices=[]):
+        detector = build_detector(config.detector, load_pretrained=False)
+    load_weights(folder.weights, detector)
+    return detector.to(device).eval()
+
+
+def save_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint, whole or not at all."""
+    with replacing(folder.checkpoint) as part:
+        torch.save(dict(state), part)
+
+
+def load_state(folder: RunFolder) -> dict[str, Any] | None:
+    """The checkpoint, on the CPU; None where there is none.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if not folder.checkpoint.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{folder.checkpoint} cannot be read ({error}); remove {folder.path} and train again") from error
+    return state
+
+
+class LossLog:
+    """losses.csv: one row per step, each step once, also over kills and resumes.
+
+    Args:
+        path: the file.
+        keep: rows of steps before this one stay, later ones are dropped (they will be trained again).
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        rows = [row for row in read_losses(path) if row["step"] < keep]
+        self.names = list(rows[0]) if rows else []
+        with replacing(path) as part, open(part, "w", newline="") as file:
+            if rows:
+                writer = csv.DictWriter(file, self.names)
+                writer.writeheader()
+                writer.writerows([{k: _cell(v) for k, v in row.items()} for row in rows])
+        self._file = open(path, "a", newline="")  # noqa: SIM115 - held over the training
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Write one row.
+
+        Raises:
+            RuntimeError: the row has other columns than those before.
+        """
+        writer = csv.writer(self._file)
+        if not self.names:
+            self.names = list(row)
+            writer.writerow(self.names)
+        if list(row) != self.names:
+            raise RuntimeError(f"{self.path}: losses are {', '.join(row)}; before they were {', '.join(self.names)}")
+        writer.writerow([_cell(v) for v in row.values()])
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _cell(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+
+
+def read_losses(path: Path) -> list[dict[str, float]]:
+    """Rows of losses.csv; a last row that a kill cut short is left out, an absent file has none."""
+    if not path.exists():
+        return []
+    rows = []
+    with open(path, newline="") as file:
+        text = file.read()
+    whole = text[: text.rfind("\n") + 1]
+    for row in csv.DictReader(whole.splitlines()):
+        rows.append({name: float(value) for name, value in row.items()})
+    return rows

@@ -1,0 +1,1 @@
+"""Data sets on disk to samples, samples to batches."""

@@ -1,0 +1,269 @@
+"""Reads the JSON tables of the nuScenes format into numpy columns, a record at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlab.sample import ATTRIBUTES, CAMERAS, CLASSES
+
+LIDAR = "LIDAR_TOP"
+CHANNELS = (LIDAR, *CAMERAS)
+"""The order of the sensor axis of `Tables.sample_data`."""
+
+TABLES = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "sample_annotation", "instance",
+          "category", "attribute", "visibility")  # fmt: skip
+"""The tables that are read."""
+
+Array: TypeAlias = NDArray[Any]
+_LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
+_CURE = "unpack the metadata archive again, or write a simulated set anew with `kdlab simulate`"
+_CHUNK = 1 << 23  # Characters of JSON that are held at a time.
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSON file that holds a list of objects, one at a time, without holding the file in memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JSON list of objects, or cut off.
+    """
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_CHUNK).lstrip()
+        if not text.startswith("["):
+            raise ValueError(f"{path}: not a nuScenes table (a JSON list); {_CURE}")
+        position = 1
+        while True:
+            position = between.match(text, position).end()  # type: ignore[union-attr]  # It matches the empty string too.
+            if text.startswith("]", position):
+                return
+            try:
+                record, position = decoder.raw_decode(text, position)
+            except json.JSONDecodeError as error:
+                more = file.read(_CHUNK)
+                if not more:
+                    raise ValueError(f"{path}: cut off or not JSON ({error.msg}); {_CURE}") from None
+                text, position = text[position:] + more, 0
+                continue
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: holds {record!r} where a record was expected; {_CURE}")
+            yield record
+
+
+def read_columns(folder: Path) -> dict[str, Array]:
+    """Read the JSON tables of a version folder into the columns that `kdlab.data.tables.Tables` describes.
+
+    Raises:
+        ValueError: a table is not JSON, lacks a field or refers to a record that does not exist.
+    """
+    columns: dict[str, Array] = {}
+    try:
+        keyframes = _read_keyframes(folder, columns)
+        channels = _read_calibrations(folder, columns)
+        _read_sensor_files(folder, columns, keyframes, channels)
+        _read_boxes(folder, columns, keyframes)
+    except KeyError as error:
+        raise ValueError(f"{folder}: a record has no field {error}; these are not nuScenes v1.0 tables") from error
+    columns["digest"] = np.array(_digest(folder, columns).encode())
+    columns["splits"] = np.array(json.dumps(_splits(folder, [n.decode() for n in columns["scene_name"]])).encode())
+    return columns
+
+
+@dataclass
+class _Keyframes:
+    token: Array  # bytes [K], in the order of the columns
+    time: Array  # int64 [K], microseconds, of the sample record
+    order: Array  # int64 [K]: argsort of token, so that tokens are looked up quickly
+
+
+def _read_keyframes(folder: Path, columns: dict[str, Array]) -> _Keyframes:
+    scenes = [(r["token"], r["name"]) for r in records(folder / "scene.json")]
+    rows = [(r["token"], r["timestamp"], r["scene_token"]) for r in records(folder / "sample.json")]
+    scene = _find(_strings(t for t, _ in scenes), _strings(r[2] for r in rows), folder / "sample.json", "scene")
+    time = np.array([r[1] for r in rows], np.int64)
+    order = np.lexsort((time, scene))
+    columns["scene_name"] = _strings(n for _, n in scenes)
+    columns["sample_token"] = token = _strings(r[0] for r in rows)[order]
+    columns["sample_scene"] = scene[order].astype(np.int32)
+    return _Keyframes(token, time[order], np.argsort(token, kind="stable"))
+
+
+def _read_calibrations(folder: Path, columns: dict[str, Array]) -> dict[str, tuple[int, int]]:
+    """Fill in the calibrations; returns token -> (row, index into CHANNELS) of those that kdlab uses."""
+    sensors = ((r["token"], r["channel"]) for r in records(folder / "sensor.json"))
+    channel = {token: CHANNELS.index(name) for token, name in sensors if name in CHANNELS}
+    rows: list[tuple[list[float], Array]] = []
+    found = {}
+    for r in records(folder / "calibrated_sensor.json"):
+        if r["sensor_token"] in channel:
+            found[r["token"]] = (len(rows), channel[r["sensor_token"]])
+            intrinsic = np.array(r["camera_intrinsic"], np.float64).ravel()
+            rows.append((r["rotation"] + r["translation"], intrinsic if intrinsic.size == 9 else np.full(9, np.nan)))
+    columns["calibration"] = np.array([r[0] for r in rows], np.float64).reshape(-1, 7)
+    columns["intrinsic"] = np.array([r[1] for r in rows], np.float64).reshape(-1, 9)
+    return found
+
+
+def _read_sensor_files(
+    folder: Path, columns: dict[str, Array], keyframes: _Keyframes, channels: dict[str, tuple[int, int]]
+) -> None:
+    """LiDAR files and the keyframes' images, with the ego poses that they name."""
+    path = folder / "sample_data.json"
+    names: tuple[list[str], ...] = ([], [], [], [], [])  # token, prev, pose token, sample token, file
+    numbers = array("q")  # time, height, width, calibration, channel, keyframe
+    for r in records(path):
+        calibration, channel = channels.get(r["calibrated_sensor_token"], (-1, -1))
+        if channel == 0 or (channel > 0 and r["is_key_frame"]):
+            keys = ("token", "prev", "ego_pose_token", "sample_token", "filename")
+            for column, name in zip(names, keys, strict=True):
+                column.append(r[name])
+            size = (r.get("height") or 0, r.get("width") or 0)
+            numbers.extend((r["timestamp"], *size, calibration, channel, bool(r["is_key_frame"])))
+    token, previous, pose, sample, file = map(_strings, names)
+    table = np.array(numbers, np.int64).reshape(-1, 6)
+    columns["data_file"], columns["data_time"], columns["data_size"] = file, table[:, 0], table[:, 1:3].astype(np.int32)
+    columns["data_calibration"] = table[:, 3].astype(np.int32)
+    columns["data_previous"] = _lookup(token, previous).astype(np.int32)  # A chain that leaves the tables ends there.
+    owner = _find(keyframes.token, sample, path, "sample", keyframes.order)
+    by_sample = np.full((len(keyframes.token), len(CHANNELS)), -1, np.int32)
+    rows = np.flatnonzero(table[:, 5])
+    by_sample[owner[rows], table[rows, 4]] = rows
+    columns["sample_data"] = by_sample
+    columns["pose"], columns["data_pose"] = _read_poses(folder, pose)
+
+
+def _read_poses(folder: Path, wanted: Array) -> tuple[Array, Array]:
+    """Ego poses [E, 7] that are wanted, and the row of each wanted token."""
+    unique, row = np.unique(wanted, return_inverse=True)
+    place = {t.decode(): i for i, t in enumerate(unique)}
+    poses = np.full((len(unique), 7), np.nan)
+    for r in records(folder / "ego_pose.json"):
+        i = place.get(r["token"])
+        if i is not None:
+            poses[i] = r["rotation"] + r["translation"]
+    missing = np.flatnonzero(np.isnan(poses).any(1))
+    if len(missing):
+        token = unique[missing[0]].decode()
+        raise ValueError(f"{folder / 'ego_pose.json'}: no pose {token!r}, which sample_data.json names; {_CURE}")
+    return poses, row.astype(np.int32)
+
+
+def _read_boxes(folder: Path, columns: dict[str, Array], keyframes: _Keyframes) -> None:
+    path = folder / "sample_annotation.json"
+    label_of, attribute_of, level_of = _box_names(folder)
+    names: tuple[list[str], ...] = ([], [], [], [])  # token, prev, next, sample token
+    geometry, numbers = array("d"), array("q")
+    for r in records(path):
+        for column, key in zip(names, ("token", "prev", "next", "sample_token"), strict=True):
+            column.append(r[key])
+        width, length, height = r["size"]
+        geometry.extend((*r["translation"], length, width, height, *r["rotation"]))
+        attribute = next((attribute_of[t] for t in r["attribute_tokens"] if t in attribute_of), -1)
+        level = level_of.get(r.get("visibility_token") or "", 0)
+        numbers.extend((label_of(r["instance_token"]), r["num_lidar_pts"], r["num_radar_pts"], level, attribute))
+    token, previous, following, sample = map(_strings, names)
+    values = np.array(geometry, np.float64).reshape(-1, 10)
+    table = np.array(numbers, np.int64).reshape(-1, 5)
+    owner = _find(keyframes.token, sample, path, "sample", keyframes.order)
+    velocity = _velocities(values[:, :3], keyframes.time[owner], _lookup(token, previous), _lookup(token, following))
+    rows = np.flatnonzero(table[:, 0] >= 0)
+    rows = rows[np.argsort(owner[rows], kind="stable")]
+    columns["box_start"] = np.searchsorted(owner[rows], np.arange(len(keyframes.token) + 1)).astype(np.int64)
+    columns["box_geometry"] = np.concatenate((values, velocity), 1)[rows]
+    columns["box_label"], columns["box_points"] = table[rows, 0], table[rows, 1:3]
+    columns["box_visibility"], columns["box_attribute"] = table[rows, 3], table[rows, 4]
+
+
+def _box_names(folder: Path) -> tuple[Callable[[str], int], dict[str, int], dict[str, int]]:
+    """How an instance token gives a class index, an attribute token an attribute index, a visibility token a level."""
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    category = {}
+    for r in records(folder / "category.json"):
+        name = category_to_detection_name(r["name"])
+        category[r["token"]] = CLASSES.index(name) if name in CLASSES else -1
+    instance = {r["token"]: category[r["category_token"]] for r in records(folder / "instance.json")}
+    attributes = ((r["token"], r["name"]) for r in records(folder / "attribute.json"))
+    attribute = {token: ATTRIBUTES.index(name) for token, name in attributes if name in ATTRIBUTES}
+    level = {r["token"]: _LEVELS.get(r["level"], 0) for r in records(folder / "visibility.json")}
+    return instance.__getitem__, attribute, level
+
+
+def _velocities(centre: Array, time: Array, previous: Array, following: Array, limit: float = 1.5) -> Array:
+    """Velocities [A, 3] in m/s by the rules of `NuScenes.box_velocity`: centred difference, NaN over long times."""
+    here = np.arange(len(centre))
+    first, last = np.where(previous >= 0, previous, here), np.where(following >= 0, following, here)
+    elapsed = 1e-6 * time[last] - 1e-6 * time[first]
+    both = (previous >= 0) & (following >= 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        velocity: Array = (centre[last] - centre[first]) / elapsed[:, None]
+    known = (first != last) & (elapsed <= np.where(both, 2 * limit, limit)) & np.isfinite(velocity).all(1)
+    velocity[~known] = np.nan
+    return velocity
+
+
+def _splits(folder: Path, scenes: list[str]) -> dict[str, list[str]]:
+    """Splits of splits.json and, for the official versions, those of the devkit whose scenes are all there."""
+    splits: dict[str, list[str]] = {}
+    if folder.name in ("v1.0-mini", "v1.0-trainval", "v1.0-test"):
+        from nuscenes.utils.splits import create_splits_scenes
+
+        splits = {name: held for name, held in create_splits_scenes().items() if set(held) <= set(scenes)}
+    path = folder / "splits.json"
+    if path.is_file():
+        try:
+            own = json.loads(path.read_text())
+            splits |= {str(name): [str(s) for s in held] for name, held in own.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}: must map split names to lists of scene names ({error})") from error
+    for name, held in splits.items():
+        unknown = sorted(set(held) - set(scenes))
+        if unknown:
+            raise ValueError(f"{path}: split {name!r} names scene {unknown[0]!r}, which scene.json does not hold")
+    return splits
+
+
+def _digest(folder: Path, columns: dict[str, Array]) -> str:
+    """Identity of the data. Further JSON files count, since a simulator's settings may change images but no table."""
+    state = hashlib.sha256()
+    for name, column in sorted(columns.items()):
+        state.update(f"{name} {column.dtype.str} {column.shape} ".encode() + np.ascontiguousarray(column).tobytes())
+    for path in sorted(folder.glob("*.json")):
+        if path.stem not in (*TABLES, "splits"):
+            state.update(path.name.encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+def _strings(values: Iterable[str]) -> Array:
+    """UTF-8 bytes [n]: a quarter of the memory of numpy's own strings."""
+    encoded = [v.encode() for v in values]
+    return np.array(encoded, "S") if encoded else np.zeros(0, "S1")
+
+
+def _lookup(keys: Array, wanted: Array, order: Array | None = None) -> Array:
+    """Row in keys of each wanted value, int64 [n]; -1 where there is none or the wanted value is empty."""
+    if not len(keys):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(keys, kind="stable") if order is None else order
+    place = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return np.where((keys[place] == wanted) & (wanted != b""), place, -1)
+
+
+def _find(keys: Array, wanted: Array, path: Path, what: str, order: Array | None = None) -> Array:
+    """`_lookup` where every value must be found."""
+    rows = _lookup(keys, wanted, order)
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        token = wanted[missing[0]].decode()
+        raise ValueError(f"{path}: refers to {what} {token!r}, which {what}.json does not hold; {_CURE}")
+    return rows

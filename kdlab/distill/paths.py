@@ -1,0 +1,122 @@
+"""Tensors by name: what a detector can be asked for, and how wide it is before anything runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from kdlab.sample import Features, Predictions
+
+
+class Channels(Protocol):
+    """Widths of everything in `Features` that a detector fills; None where it has no such tensor.
+
+    ``camera_bev`` stands for ``camera_bev_aligned`` too; ``depth`` is the number of bins.
+    """
+
+    @property
+    def image(self) -> int | None: ...  # noqa: D102
+    @property
+    def depth(self) -> int | None: ...  # noqa: D102
+    @property
+    def camera_bev(self) -> int | None: ...  # noqa: D102
+    @property
+    def lidar_bev(self) -> int | None: ...  # noqa: D102
+    @property
+    def bev(self) -> int | None: ...  # noqa: D102
+    @property
+    def stages(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def neck(self) -> int | None: ...  # noqa: D102
+    @property
+    def heatmap(self) -> int | None: ...  # noqa: D102
+    @property
+    def regression(self) -> int | None: ...  # noqa: D102
+
+
+class HasChannels(Protocol):
+    """Anything whose widths are known before it runs: a detector or a label encoder."""
+
+    @property
+    def channels(self) -> Channels: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Part:
+    """The ``index``-th of ``of`` equal parts of the channels; the last one takes what is left over."""
+
+    index: int
+    of: int
+
+    def slice(self, width: int) -> slice:
+        """The channels of a tensor of this width."""
+        each = width // self.of
+        return slice(self.index * each, width if self.index == self.of - 1 else (self.index + 1) * each)
+
+
+_FIELDS = ("image", "depth", "camera_bev", "camera_bev_aligned", "lidar_bev", "bev", "stages", "neck", "predictions")
+_PATH = re.compile(r"(student|teacher|labels)\.(\w+)(?:\.(heatmap|regression))?(?:\[(\d+)\])?")
+
+
+@dataclass(frozen=True)
+class TensorPath:
+    """A tensor by name: ``teacher.stages[0]``, ``student.camera_bev[0]`` (a frame), ``student.predictions.heatmap``."""
+
+    text: str
+    side: str
+    name: str
+    part: str | None
+    index: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> TensorPath:
+        """Read a path.
+
+        Raises:
+            ValueError: no such side or field; the message lists the known ones.
+        """
+        match = _PATH.fullmatch(text)
+        if not match or match[2] not in _FIELDS:
+            raise ValueError(
+                f"unknown tensor {text!r}: write student., teacher. or labels. and one of {', '.join(_FIELDS)}; "
+                "stages take an index, predictions may be followed by .heatmap or .regression"
+            )
+        index = None if match[4] is None else int(match[4])
+        path = cls(text, match[1], match[2], match[3], index)
+        if path.name == "stages" and index is None:
+            raise ValueError(f"unknown tensor {text!r}: stages needs an index, such as stages[0]")
+        if path.name in ("bev", "lidar_bev", "neck", "predictions") and index is not None:
+            raise ValueError(f"unknown tensor {text!r}: {path.name} takes no index")
+        if path.part and path.name != "predictions":
+            raise ValueError(f"unknown tensor {text!r}: {path.name} has no .{path.part}")
+        return path
+
+    def width(self, channels: Channels) -> int | None:
+        """Its number of channels; None where the detector has no such tensor."""
+        if self.name == "stages":
+            return channels.stages[self.index] if self.index is not None and self.index < len(channels.stages) else None
+        names = {"camera_bev_aligned": "camera_bev", "predictions": self.part or "heatmap"}
+        width: int | None = getattr(channels, names.get(self.name, self.name))
+        return width
+
+    def read(self, features: Features) -> Tensor | Predictions:
+        """The tensor (or whole predictions).
+
+        Raises:
+            ValueError: the features do not hold it.
+        """
+        value: Any = getattr(features, self.name)
+        if value is not None and self.part:
+            value = getattr(value, self.part)
+        if value is not None and self.index is not None:
+            if self.name == "stages":
+                value = value[self.index] if self.index < len(value) else None
+            else:
+                value = value[:, self.index]
+        if value is None:
+            raise ValueError(f"{self.text} is missing: the {self.side}'s features do not hold it")
+        found: Tensor | Predictions = value
+        return found

@@ -1,0 +1,107 @@
+"""Where to distil: rows that count, points of boxes, Gaussian masks. No loops over boxes or cells.
+
+Boxes are [B, M, 9] tensors; padding and unknown velocities are dealt with here. Nothing here carries a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdlab.geometry import BEVGrid, footprint
+
+
+def with_midpoints(corners: Tensor) -> Tensor:
+    """Nine points [..., 9, 2] of a box from its corners [..., 4, 2] in the order of `kdlab.geometry.footprint`.
+
+    Corners; centre; midpoints of the rear, left, front and right side.
+    """
+    centre = corners.mean(-2, keepdim=True)
+    sides = (corners + corners.roll(-1, -2)) / 2  # rear, left, front, right
+    return torch.cat((corners, centre, sides), -2)
+
+
+def nine_points(boxes: Tensor) -> Tensor:
+    """Corners, centre and side midpoints of boxes [..., 9] in metres [..., 9, 2], in the order of `with_midpoints`."""
+    return with_midpoints(footprint(boxes))
+
+
+def rows_to_last_box(boxes: Tensor) -> Tensor:
+    """Rows [B, M] up to the last one whose nine values do not sum to 0, row 0 always included.
+
+    How UniDistill's released code counts (L2C:448-455): a sample without boxes counts one of zero size.
+    """
+    filled = boxes.nan_to_num().sum(-1) != 0
+    counted = filled.flip(1).cummax(1).values.flip(1) if boxes.shape[1] else filled
+    counted[:, :1] = True
+    return counted
+
+
+def rows_to_first_zero(boxes: Tensor, labels: Tensor) -> Tensor:
+    """Rows [B, M] before the first whose nine values and label + 1 sum to 0; padding (label 0) is among them.
+
+    How UniDistill's released code draws its mask (L2C:100-178 with :456-458).
+    """
+    filled = boxes.nan_to_num().sum(-1) + labels + 1 != 0
+    return filled.long().cumprod(1).bool()
+
+
+def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
+    """Radius, in cells and real-valued, of CenterNet's target for boxes of these sizes in cells.
+
+    The historic formulas with divisor 2 in all three cases (as in CenterPoint and UniDistill, L2C:100-130).
+    """
+    total, area, o = length + width, length * width, overlap
+    first = (total + (total**2 - 4 * area * (1 - o) / (1 + o)).clamp(min=0).sqrt()) / 2
+    second = (2 * total + (4 * total**2 - 16 * (1 - o) * area).clamp(min=0).sqrt()) / 2
+    third = (-2 * o * total + (4 * o**2 * total**2 + 16 * o * (1 - o) * area).sqrt()) / 2
+    return torch.minimum(torch.minimum(first, second), third)
+
+
+def gaussian_mask(
+    boxes: Tensor,
+    drawn: Tensor,
+    grid: BEVGrid,
+    *,
+    overlap: float,
+    min_radius: int,
+    truncate: bool = False,
+    channel: Tensor | None = None,
+    channels: int = 1,
+) -> Tensor:
+    """Gaussians at box centres, merged by maximum.
+
+    Args:
+        boxes: [B, M, 9].
+        drawn: bool [B, M], rows that are drawn.
+        grid: of the mask.
+        overlap: IoU that sizes the radius.
+        min_radius: least radius, cells.
+        truncate: round the centre's cell toward zero instead of down, as released codes do.
+        channel: int64 [B, M], the channel of each box; channel 0 by default.
+        channels: number of channels.
+
+    Returns:
+        float32 [B, channels, H, W] in [0, 1]; a centre outside the map draws the part that reaches in.
+    """
+    batch = boxes.shape[0]
+    mask = torch.zeros(batch, channels * grid.height * grid.width, device=boxes.device)
+    if boxes.shape[1] == 0:
+        return mask.reshape(batch, channels, *grid.shape)
+    sizes = boxes[..., 3:5] / grid.cell
+    radius = gaussian_radius(sizes[..., 0], sizes[..., 1], overlap).floor().clamp(min=min_radius)
+    radius = torch.where(drawn, radius, 0)
+    centre = grid.to_cells(boxes[..., :2])
+    centre = centre.trunc() if truncate else centre.floor()
+    reach = min(int(radius.max()), max(grid.shape))
+    steps = torch.arange(-reach, reach + 1, device=boxes.device, dtype=boxes.dtype)
+    dv, du = (d.flatten() for d in torch.meshgrid(steps, steps, indexing="ij"))
+    sigma = (2 * radius + 1) / 6
+    value = torch.exp(-(du**2 + dv**2) / (2 * sigma[..., None] ** 2))  # [B, M, window]
+    column, row = centre[..., :1] + du, centre[..., 1:] + dv
+    kept = drawn[..., None] & (du.abs() <= radius[..., None]) & (dv.abs() <= radius[..., None])
+    kept &= (column >= 0) & (column < grid.width) & (row >= 0) & (row < grid.height)
+    layer = 0 if channel is None else channel[..., None] * (grid.height * grid.width)
+    flat = torch.where(kept, layer + row * grid.width + column, 0).long()
+    mask.scatter_reduce_(1, flat.flatten(1), torch.where(kept, value, 0).flatten(1).to(mask.dtype), "amax")
+    return mask.reshape(batch, channels, *grid.shape)

@@ -1,0 +1,257 @@
+"""Camera branch: timm backbone, image neck, camera-aware depth net, lift-splat, temporal alignment."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from kdlab.config import CameraConfig, DetectorConfig
+from kdlab.models.layers import ConvNorm, ResidualBlock, full_precision
+from kdlab.models.lift import Frustum, LiftCache, LiftIndex, align, depth_bins, splat
+from kdlab.models.norm import across_ranks
+from kdlab.sample import Batch, Lift
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+"""Mean of R, G, B over ImageNet, in 0..255: what timm's weights were trained with."""
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""Standard deviation of R, G, B over ImageNet, in 0..255."""
+
+_CAMERA_ENTRIES = 18  # two rows of image_from_camera, three of frame_from_camera
+
+
+def build_backbone(config: CameraConfig, pretrained: bool) -> nn.Module:
+    """A timm backbone that returns the maps of strides ``config.stride`` to ``config.deepest``.
+
+    Raises:
+        ValueError: unknown name, or no map of these strides.
+        RuntimeError: pretrained weights cannot be had; the message names the cure.
+    """
+    name = config.backbone
+    try:
+        strides = _levels(timm.create_model(name, features_only=True, pretrained=False)).reduction()
+    except RuntimeError as error:
+        raise ValueError(
+            f"CameraConfig.backbone: timm has no feature extractor {name!r}, see timm.list_models"
+        ) from error
+    used = [i for i, stride in enumerate(strides) if config.stride <= stride <= config.deepest]
+    if not used or strides[used[0]] != config.stride:
+        raise ValueError(f"CameraConfig: {name} has strides {strides}, not {config.stride} to {config.deepest}")
+    try:
+        return timm.create_model(name, features_only=True, out_indices=used, pretrained=pretrained)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise RuntimeError(
+            f"no pretrained weights for {name!r}: {error}. Connect to a network once so that timm can download them, "
+            "point HF_HOME at a cache that holds them, or set camera.pretrained to false to start from random weights"
+        ) from error
+
+
+def _levels(backbone: nn.Module) -> FeatureInfo:
+    return cast(FeatureInfo, backbone.feature_info)
+
+
+class ImageNeck(nn.Module):
+    """Top-down sum of the backbone's maps at the finest stride ("Feature Pyramid Networks", CVPR 2017)."""
+
+    def __init__(self, inputs: list[int], outputs: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(ConvNorm(c, outputs, 1, act=False) for c in inputs)
+        self.output = ConvNorm(outputs, outputs)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Maps [B, inputs[i], h_i, w_i], finest first, to [B, outputs, h_0, w_0]."""
+        top = self.laterals[-1](maps[-1])
+        for lateral, finer in zip(self.laterals[-2::-1], maps[-2::-1], strict=True):
+            top = lateral(finer) + F.interpolate(top, size=finer.shape[-2:], mode="nearest")
+        result: Tensor = self.output(F.relu(top))
+        return result
+
+
+class _Gate(nn.Module):
+    """Scales channels by what the camera's parameters say; squeeze-and-excitation fed from outside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(_CAMERA_ENTRIES, channels), nn.ReLU(), nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, entries: Tensor) -> Tensor:
+        with full_precision(entries):
+            gate: Tensor = self.mlp(entries).sigmoid()
+        return x * gate.to(x.dtype)[:, :, None, None]
+
+
+class DepthNet(nn.Module):
+    """Image features to a depth distribution and context per pixel, aware of the camera ("BEVDepth", AAAI 2023)."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        super().__init__()
+        width, bins = config.channels, depth_bins(config.depth)
+        self.reduce = ConvNorm(width, width)
+        self.depth_gate, self.context_gate = _Gate(width), _Gate(width)
+        self.depth_blocks = nn.Sequential(*(ResidualBlock(width, width) for _ in range(config.depth_blocks)))
+        self.depth = nn.Conv2d(width, bins, 1)
+        self.context = nn.Conv2d(width, config.context, 1)
+
+    def forward(self, image: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the net.
+
+        Args:
+            image: [B, channels, h, w].
+            entries: [B, 18] of `camera_entries`.
+
+        Returns:
+            Depth probabilities, float32 [B, D, h, w], and context [B, context, h, w].
+        """
+        shared = self.reduce(image)
+        context = self.context(self.context_gate(shared, entries))
+        logits = self.depth(self.depth_blocks(self.depth_gate(shared, entries)))
+        with full_precision(image):
+            # Bins last in memory: the lift reads them so.
+            depth = logits.float().permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
+        return depth, context
+
+
+def camera_entries(image_from_camera: Tensor, frame_from_camera: Tensor, size: tuple[int, int]) -> Tensor:
+    """What the depth net knows of cameras [B, 3, 3] and [B, 4, 4], float32 [B, 18], all of order one.
+
+    Focal lengths and principal points count in image heights and widths: to scale picture and camera changes nothing.
+    """
+    image_size = image_from_camera.new_tensor((size[1], size[0], 1.0))
+    intrinsic = (image_from_camera / image_size[:, None])[:, :2].flatten(1)
+    return torch.cat((intrinsic, frame_from_camera[:, :3].flatten(1)), 1).float()
+
+
+@dataclass
+class CameraFeatures:
+    """What the camera branch found; shapes as in `kdlab.sample.Features`."""
+
+    image: Tensor
+    depth: Tensor
+    camera_bev: Tensor
+    camera_bev_aligned: Tensor
+    bev: Tensor
+    lift: Lift | None
+
+
+class CameraEncoder(nn.Module):
+    """Surround images of several frames to one BEV map ("BEVDet4D", arXiv 2203.17054; "BEVDepth", AAAI 2023).
+
+    Args:
+        config: of the detector.
+        load_pretrained: false leaves ``camera.pretrained`` aside, where weights will be loaded anyway.
+
+    Raises:
+        ValueError: image size, stride and backbone do not fit.
+        RuntimeError: pretrained weights cannot be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: DetectorConfig, load_pretrained: bool = True) -> None:
+        super().__init__()
+        camera = config.camera
+        height, width = camera.image_size
+        if height % camera.stride or width % camera.stride:
+            raise ValueError(
+                f"CameraConfig.image_size: {camera.image_size} must be multiples of stride {camera.stride}"
+            )
+        self.config, self.grid = camera, config.grid
+        self.backbone = build_backbone(camera, camera.pretrained and load_pretrained)
+        self.neck = ImageNeck(_levels(self.backbone).channels(), camera.channels)
+        self.depth_net = DepthNet(camera)
+        mixed = camera.context * camera.frames
+        self.temporal = ConvNorm(mixed, config.bev.channels, 1 if camera.frames == 1 else 3)
+        frustum = Frustum((height // camera.stride, width // camera.stride), camera.stride, camera.depth)
+        self._caches = tuple(LiftCache(frustum, config.grid, config.z) for _ in range(2))  # key frame, past frames
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch, keep_lift: bool = False) -> CameraFeatures:
+        """Encode the images of a batch.
+
+        Raises:
+            ValueError: no images, or not the frames or the size of the config.
+        """
+        self._check(batch)
+        image, depth, camera_bev, lift = self._frames(batch, slice(0, 1), self._caches[0], keep_lift)
+        aligned = camera_bev
+        if self.config.frames > 1:
+            with contextlib.nullcontext() if self.config.past_gradient else torch.no_grad():
+                past = self._frames(batch, slice(1, None), self._caches[1], False)
+                poses = batch.key_from_frame[:, 1:].flatten(0, 1)
+                warped = align(past[2].flatten(0, 1), poses, self.grid).view_as(past[2])
+            image, depth = torch.cat((image, past[0]), 1), torch.cat((depth, past[1]), 1)
+            camera_bev, aligned = torch.cat((camera_bev, past[2]), 1), torch.cat((camera_bev, warped), 1)
+        return CameraFeatures(image, depth, camera_bev, aligned, self.temporal(aligned.flatten(1, 2)), lift)
+
+    def _check(self, batch: Batch) -> None:
+        frames, cameras, _, *size = batch.images.shape[1:]
+        if cameras == 0:
+            raise ValueError("a detector with cameras needs images, but the batch holds none (N = 0); load them")
+        if frames != self.config.frames:
+            raise ValueError(f"CameraConfig.frames is {self.config.frames}, but the batch holds {frames} frames")
+        if tuple(size) != self.config.image_size:
+            raise ValueError(f"CameraConfig.image_size is {self.config.image_size}, but the images are {tuple(size)}")
+
+    def _frames(
+        self, batch: Batch, which: slice, cache: LiftCache, keep_lift: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Lift | None]:
+        """Image, depth and BEV maps of some frames, [B, T, N, C, h, w] twice and [B, T, C, H, W]."""
+        images = batch.images[:, which]
+        size, frames, cameras = images.shape[:3]
+        intrinsic, extrinsic = batch.image_from_camera[:, which], batch.frame_from_camera[:, which]
+        index = cache.index(intrinsic.flatten(0, 1), extrinsic.flatten(0, 1))
+        image = self.neck(self.backbone(self.normalise(images.flatten(0, 2))))
+        entries = camera_entries(intrinsic.flatten(0, 2), extrinsic.flatten(0, 2), self.config.image_size)
+        depth, context = self.depth_net(image, entries)
+        bev = splat(context, depth, index, size * frames, self.grid)
+        lift = describe_lift(index, depth) if keep_lift else None
+        unflat = (size, frames, cameras)
+        return image.unflatten(0, unflat), depth.unflatten(0, unflat), bev.unflatten(0, unflat[:2]), lift
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Uint8 RGB [B, 3, H, W] to float32 as timm's backbones expect it, channels last in memory."""
+        floats = images.to(torch.float32, memory_format=torch.channels_last)
+        return floats.sub(self.mean).div_(self.std)
+
+
+@torch.no_grad()
+def describe_lift(index: LiftIndex, depth: Tensor) -> Lift:
+    """The lift of a batch whose depth probabilities are [B * N, D, h, w], for drawing."""
+    weight = depth.permute(0, 2, 3, 1).flatten().index_select(0, index.source)
+    return Lift(index.cell, index.pixel, index.source % depth.shape[1], weight)
+
+
+def depth_loss(depth: Tensor, target: Tensor, bins: tuple[float, float, float]) -> Tensor:
+    """Binary cross entropy of depth bins where LiDAR points fell, per such pixel ("BEVDepth", AAAI 2023).
+
+    Args:
+        depth: probabilities [B, N, D, h, w].
+        target: metres [B, N, h, w]; those that are 0 or outside the bins do not count.
+        bins: lower bound, upper bound, width, metres.
+
+    Returns:
+        Scalar: sum over bins, mean over counting pixels (of all processes); 0 where there is none.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if target.shape != depth.shape[:2] + depth.shape[3:]:
+        raise ValueError(f"depth targets {tuple(target.shape)} do not fit depth probabilities {tuple(depth.shape)}")
+    with full_precision(depth):
+        known = (target >= bins[0]) & (target < bins[1])
+        index = ((target - bins[0]) / bins[2]).floor().clamp(0, depth.shape[2] - 1).long()
+        probability = depth.float().movedim(2, -1)[known]  # [K, D]
+        hit = F.one_hot(index[known], depth.shape[2]).to(probability.dtype)
+        loss = F.binary_cross_entropy(probability, hit, reduction="sum")
+        count = across_ranks(known.sum().to(loss.dtype))
+        return loss / count.clamp(min=1.0)

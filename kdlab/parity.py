@@ -1,0 +1,369 @@
+"""Recompute stored outputs of the methods' released code: the one place that converts foreign conventions.
+
+A folder holds ``.npz`` files of inputs and outputs. What a file is about is told by its arrays' names, not by its own.
+Every output is computed anew with the functions that training uses, all quirks on, and compared.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlab.distill import Context, Method, TermResult, run_terms
+from kdlab.distill.terms import class_probability, cosine_relation, normalised, read_points
+from kdlab.distill.unidistill import PATHS, counted_rows, response_mask, sampled_points, unidistill
+from kdlab.geometry import BEVGrid, footprint
+from kdlab.parity_oracles import Assignment, nearest_cells
+from kdlab.sample import Boxes3D, Features, Predictions, TaskPrediction
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        file: path below the folder.
+        array: name; "-" where the file as a whole is meant.
+        error: greatest |ours - stored| / max(1, |stored|); None where nothing could be computed.
+        tolerance: what the error may be.
+        judged: whether it counts.
+        note: why there is no error, or what is special.
+    """
+
+    file: str
+    array: str
+    error: float | None
+    tolerance: float
+    judged: bool = True
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance, or not judged."""
+        return not self.judged or (self.error is not None and self.error <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Files of one kind.
+
+    Attributes:
+        name: for messages.
+        owns: from a file's array names, whether it is of this kind.
+        rows: from a file's name and arrays, its comparisons.
+    """
+
+    name: str
+    owns: Callable[[frozenset[str]], bool]
+    rows: Callable[[str, Arrays], list[Row]]
+
+
+def parity(folder: Path) -> list[Row]:
+    """Compare every array of every ``.npz`` file below a folder.
+
+    A file of an unknown kind, an unreadable file and an array that nobody computes are rows that fail.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such file in it.
+    """
+    files = sorted(folder.rglob("*.npz")) if folder.is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"{folder}: no folder with .npz files")
+    return [row for file in files for row in _file_rows(str(file.relative_to(folder)), file)]
+
+
+def _file_rows(name: str, file: Path) -> list[Row]:
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except Exception as error:  # whatever is wrong with the file, the others are still judged
+        return [Row(name, "-", None, 0.0, note=f"cannot be read: {error}")]
+    for family in FAMILIES:
+        if family.owns(frozenset(arrays)):
+            return family.rows(name, arrays) or [Row(name, "-", None, 0.0, note=f"{family.name}: holds no outputs")]
+    return [Row(name, "-", None, 0.0, note=f"no known family holds these arrays: {', '.join(sorted(arrays)[:8])}")]
+
+
+def compare(name: str, array: str, ours: Tensor, stored: np.ndarray[Any, Any], tolerance: float) -> Row:
+    """A row for one array; shapes must be equal, and so must be where numbers are not finite."""
+    mine = ours.detach().to("cpu", torch.float64).numpy()
+    theirs = np.asarray(stored, dtype=np.float64)
+    if mine.shape != theirs.shape:
+        return Row(name, array, None, tolerance, note=f"is {mine.shape} here and {theirs.shape} in the file")
+    if not mine.size:
+        return Row(name, array, 0.0, tolerance, note="empty")
+    with np.errstate(invalid="ignore"):
+        error = np.abs(mine - theirs) / np.maximum(1, np.abs(theirs))
+    same = (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+    return Row(name, array, float(np.where(same, 0.0, np.nan_to_num(error, nan=np.inf)).max()), tolerance)
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The comparisons as a table, and a last line that counts them."""
+    table = [("file", "array", "max relative error", "tolerance", "")]
+    for row in rows:
+        error = "-" if row.error is None else f"{row.error:.1e}"
+        verdict = ("ok" if row.passed else "OFF") if row.judged else "not judged"
+        table.append((row.file, row.array, error, f"{row.tolerance:.0e}", f"{verdict} {row.note}".strip()))
+    widths = [max(len(line[i]) for line in table) for i in range(5)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
+    off = sum(not row.passed for row in rows)
+    lines.append(f"{len(rows)} arrays in {len({row.file for row in rows})} files: {off or 'none'} off")
+    return "\n".join(lines)
+
+
+def run(folder: Path) -> int:
+    """Print a folder's table; 0 where all is well, 1 where an array is off, 2 where there is nothing to compare."""
+    try:
+        rows = parity(folder)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(render(rows))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+@dataclass(frozen=True)
+class _ForeignGrid(BEVGrid):
+    """The cells of a released script: sizes from the maps, range and cell from the constants.
+
+    Attributes:
+        size: rows and columns.
+        exchanged: give column and row in exchanged order, as the ``*_unswapped`` arrays were made.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    exchanged: bool = False
+
+    def __post_init__(self) -> None:
+        """Ranges need not hold whole cells here."""
+
+    @property
+    def width(self) -> int:
+        return self.size[1]
+
+    @property
+    def height(self) -> int:
+        return self.size[0]
+
+    def to_cells(self, xy: Tensor) -> Tensor:
+        uv = super().to_cells(xy.float())
+        return uv.flip(-1) if self.exchanged else uv
+
+
+_INPUTS = frozenset(("gt_boxes", "gt_labels", "pc_range", "voxel_size", "out_size_factor", "seed", "det_loss")) | {
+    f"{side}_{name}" for side in ("student", "teacher") for name in ("low", "high", "hm_logits", "reg")
+}
+_MARKER = "marker_student_low"
+
+
+class _UniDistill:
+    """One file of UniDistill's arrays, along one path, with the exchange cancelled or not."""
+
+    def __init__(self, arrays: Arrays, path: str = "L2C", unswapped: bool = False) -> None:
+        self.arrays = arrays
+        self.path = path
+        self.unswapped = unswapped
+
+    def given(self, name: str) -> Tensor:
+        """An input.
+
+        Raises:
+            KeyError: the file does not hold it.
+        """
+        if name not in self.arrays:
+            raise KeyError(f"needs the input {name}")
+        return torch.from_numpy(np.array(self.arrays[name]))
+
+    @cached_property
+    def boxes(self) -> Boxes3D:
+        """Rows as they are, in float64: the released code computes corners in it (and cells in float32)."""
+        values = self.given("gt_boxes").double()
+        labels = torch.zeros(values.shape[:2])
+        if "gt_labels" in self.arrays:
+            labels = self.given("gt_labels")
+        elif "gt_boxes_labelled" in self.arrays:
+            labels = self.given("gt_boxes_labelled")[..., 9] - 1
+        return Boxes3D.make(values, labels.long(), values.abs().sum(-1) > 0)
+
+    @cached_property
+    def grid(self) -> _ForeignGrid:
+        """Cells of the maps.
+
+        Raises:
+            ValueError: the cells are not square.
+        """
+        low_x, low_y, _, high_x, high_y, _ = (float(v) for v in self.given("pc_range"))
+        sides = self.given("voxel_size")[:2].double() * float(self.given("out_size_factor"))
+        if abs(float(sides[0] - sides[1])) > 1e-9:
+            raise ValueError(f"cells of {sides.tolist()} m are not square")
+        cell = float(sides[0])
+        maps = [n for n in (*sorted(_INPUTS), _MARKER, "gauss_mask", "student_hm_prob") if n in self.arrays]
+        maps = [n for n in maps if self.arrays[n].ndim >= 3 and not n.startswith("gt_")]
+        size = (round((high_y - low_y) / cell), round((high_x - low_x) / cell))
+        if maps:
+            height, width = self.arrays[maps[0]].shape[-2:]
+            size = (height, width)
+        exchanged = self.unswapped and size[0] != size[1]
+        return _ForeignGrid((low_x, high_x), (low_y, high_y), cell, size, exchanged)
+
+    @cached_property
+    def method(self) -> Method:
+        """Everything as released; without the exchange where it cancels, which on a square map means off."""
+        method = unidistill(self.path, "released")  # type: ignore[arg-type]
+        square = self.grid.height == self.grid.width
+        return method.flip(["unidistill.transpose_points"]) if self.unswapped and square else method
+
+    def features(self, side: str) -> Features:
+        """The stored tensors under kdlab's names; a tensor that is not in the file has no channels."""
+
+        def read(name: str) -> Tensor:
+            stored = f"{side}_{name}"
+            if stored not in self.arrays:
+                return torch.zeros(len(self.boxes.values), 0, *self.grid.size)
+            return self.given(stored).float().requires_grad_(side == "student")
+
+        low, logits, reg = read("low"), read("hm_logits"), read("reg")
+        none = torch.zeros(len(reg), 0, *reg.shape[-2:])
+        task = TaskPrediction(logits, reg, none, none, none, none)
+        return Features(low, neck=read("high"), predictions=Predictions((task,)))
+
+    @cached_property
+    def context(self) -> Context:
+        """What the terms see."""
+        return Context(self.features("student"), self.features("teacher"), self.boxes, self.grid, on=self.method.on)
+
+    def result(self, term: str, *inputs: str) -> TermResult:
+        """A term's result with weight 1; ``inputs`` must be in the file."""
+        for name in inputs:
+            self.given(f"student_{name}"), self.given(f"teacher_{name}")
+        return run_terms(self.method.only([term]).reweight({term: 1.0}), self.context)[term]
+
+    def gradient(self, term: str, tensor: str) -> Tensor:
+        """Gradient of a term, weight 1, with respect to a student's input."""
+        predictions = self.context.student.predictions
+        assert predictions is not None
+        found = {
+            "low": self.context.student.bev,
+            "high": self.context.student.neck,
+            "hm_logits": predictions.tasks[0].heatmap,
+            "reg": predictions.tasks[0].reg,
+        }[tensor]
+        assert found is not None
+        return torch.autograd.grad(self.result(term, tensor).value, found, materialize_grads=True)[0]
+
+    def total(self) -> Tensor:
+        """Detection loss and weighted terms."""
+        for name in sorted(_INPUTS):
+            if name.startswith(("student_", "teacher_")):
+                self.given(name)
+        results = run_terms(self.method, self.context)
+        return self.given("det_loss").float() + sum(r.value for r in results.values())
+
+    def points(self) -> Tensor:
+        """Where maps are read [B, M, 9, 2], cells."""
+        return sampled_points(self.context, torch.zeros(1, 1, *self.grid.size))
+
+    def corners(self) -> Tensor:
+        """Corners in cells [B, M, 4, 2]."""
+        return self.grid.to_cells(footprint(self.boxes.values))
+
+    def read(self, name: str) -> Tensor:
+        """Maps at the points [B, C, M, 9]."""
+        return read_points(self.given(name).float(), self.points()).permute(0, 3, 1, 2)
+
+    def relation(self, side: str) -> Tensor:
+        """Relations within boxes [B, M, 9, 9]."""
+        return cosine_relation(read_points(self.given(f"{side}_high").float(), self.points()))
+
+    def mask(self) -> Tensor:
+        """Mask of the response terms [B, H, W]."""
+        term = next(t for t in self.method.terms if t.name == "response_class")
+        return response_mask(self.context, term, torch.zeros(1, 1, *self.grid.size))
+
+    def labelled(self) -> Tensor:
+        """Boxes with label + 1 behind them [B, M, 10]."""
+        return torch.cat((self.given("gt_boxes").double(), self.boxes.labels[..., None] + 1), -1)
+
+    @cached_property
+    def assigned(self) -> Assignment:
+        """The released assigner's cells for the cars of the first sample."""
+        filled = (self.boxes.values[0].abs().sum(-1) > 0) & (self.boxes.labels[0] == 0)
+        grid = self.grid
+        return nearest_cells(self.boxes.values[0][filled], (grid.x[0], grid.y[0]), grid.cell, grid.size)
+
+
+_OUTPUTS: dict[str, Callable[[_UniDistill], Tensor]] = {
+    "gt_boxes_labelled": _UniDistill.labelled,
+    "gt_indices": lambda c: counted_rows(c.context),
+    "gt_corners_bev": _UniDistill.corners,
+    "grid": lambda c: normalised(c.points(), *c.grid.size),
+    "sampled_student_low": lambda c: c.read("student_low"),
+    "sampled_teacher_low": lambda c: c.read("teacher_low"),
+    "sampled_student_high": lambda c: c.read("student_high"),
+    "sampled_teacher_high": lambda c: c.read("teacher_high"),
+    "sampled_column": lambda c: c.read(_MARKER)[0, 0, 0],
+    "sampled_row": lambda c: c.read(_MARKER)[0, 1, 0],
+    "relation_student": lambda c: c.relation("student"),
+    "relation_teacher": lambda c: c.relation("teacher"),
+    "gauss_mask": _UniDistill.mask,
+    "student_hm_prob": lambda c: class_probability(c.given("student_hm_logits").float(), 1e-4),
+    "loss_feature": lambda c: c.result("feature", "low").value,
+    "loss_relation": lambda c: c.result("relation", "high").value,
+    "loss_resp_cls": lambda c: c.result("response_class", "hm_logits").value,
+    "loss_resp_reg": lambda c: c.result("response_regression", "reg").value,
+    "loss_total": _UniDistill.total,
+    "grad_feature_student_low": lambda c: c.gradient("feature", "low"),
+    "grad_relation_student_high": lambda c: c.gradient("relation", "high"),
+    "grad_resp_cls_student_hm_logits": lambda c: c.gradient("response_class", "hm_logits"),
+    "grad_resp_reg_student_reg": lambda c: c.gradient("response_regression", "reg"),
+    "assigner_heatmap_car": lambda c: c.assigned.heatmap,
+    "assigner_ind": lambda c: c.assigned.index,
+    "assigner_positive_rows": lambda c: c.assigned.index // c.grid.width,
+    "assigner_positive_cols": lambda c: c.assigned.index % c.grid.width,
+    "assigner_box_encoding": lambda c: c.assigned.encoding,
+}
+_TOLERANCES = {"relation_": 2e-4, "loss_total": 1e-4, "sampled_": 1e-4}
+"""By prefix, 1e-5 elsewhere. Readings move with their place, which float32 rounds to 1e-5 cells on large maps."""
+_SUFFIXES = re.compile(rf"(?P<base>.+?)(?:_(?P<path>{'|'.join(PATHS)}))?(?P<unswapped>_unswapped)?")
+
+
+def _unidistill_owns(names: frozenset[str]) -> bool:
+    return names >= {"gt_boxes", "pc_range", "voxel_size", "out_size_factor"} and bool(
+        names & (_INPUTS | set(_OUTPUTS))
+    )
+
+
+def _unidistill_rows(file: str, arrays: Arrays) -> list[Row]:
+    rows = []
+    cases: dict[tuple[str, bool], _UniDistill] = {}
+    for name in sorted(set(arrays) - _INPUTS - {_MARKER}):
+        match = _SUFFIXES.fullmatch(name)
+        base, path, unswapped = (
+            (match["base"], match["path"] or "L2C", bool(match["unswapped"])) if match else ("", "", False)
+        )
+        tolerance = next((t for prefix, t in _TOLERANCES.items() if base.startswith(prefix)), 1e-5)
+        if base not in _OUTPUTS:
+            rows.append(Row(file, name, None, tolerance, note="nothing computes this array"))
+            continue
+        case = cases.setdefault((path, unswapped), _UniDistill(arrays, path, unswapped))
+        try:
+            rows.append(compare(file, name, _OUTPUTS[base](case), arrays[name], tolerance))
+        except (KeyError, ValueError, RuntimeError, IndexError) as error:
+            rows.append(Row(file, name, None, tolerance, note=str(error.args[0] if error.args else error)))
+    return rows
+
+
+FAMILIES = (Family("unidistill", _unidistill_owns, _unidistill_rows),)
+"""How each kind of file is told apart and compared; a paper adds one."""

@@ -1,0 +1,66 @@
+"""What only explains released code and plays no part in kdlab: for `kdlab.parity` alone, imported by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Targets of one class of one sample.
+
+    Attributes:
+        heatmap: float32 [H, W], 1 at positives.
+        index: int64 [P], row * W + column of the positives, rising.
+        encoding: float32 [P, 10]: dx, dy (cells), z, ln l, ln w, ln h, sin yaw, cos yaw, vx, vy of each positive's box.
+    """
+
+    heatmap: Tensor
+    index: Tensor
+    encoding: Tensor
+
+
+def nearest_cells(
+    boxes: Tensor, low: Sequence[float], cell: float, shape: tuple[int, int], count: int = 9
+) -> Assignment:
+    """UniDistill's FCOS-like assigner (.../target_assigner/fcos_assigner.py:73-285) for boxes [M, 9] of one class.
+
+    The ``count`` cells whose lower corners are nearest to a box's centre are positives; a cell near several boxes
+    takes the nearest. Everything in float32, which decides ties as the released code does.
+
+    Args:
+        boxes: float32 [M, 9].
+        low: lower bounds x, y of the map, metres.
+        cell: side of a cell, metres.
+        shape: rows and columns.
+        count: positives per box.
+    """
+    height, width = shape
+    boxes = boxes.float()
+    centre = (boxes[:, :2] - torch.tensor([float(v) for v in low[:2]])) / torch.tensor(cell)
+    row, column = (
+        v.flatten().float() for v in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    )
+    offset = centre[:, None] - torch.stack((column, row), -1)  # [M, H W, 2]
+    distance = offset.square().sum(-1)
+    nearest = distance.topk(min(count, height * width), largest=False).indices
+    positive = torch.zeros_like(distance, dtype=torch.bool).scatter_(1, nearest, True)
+    index = positive.any(0).nonzero()[:, 0]
+    heatmap = positive.any(0).float().reshape(height, width)
+    if not len(boxes):
+        return Assignment(heatmap, index, torch.zeros(0, 10))
+    owner = distance[:, index].argmin(0)
+    taken = boxes[owner]
+    parts = (
+        offset[owner, index],
+        taken[:, 2:3],
+        taken[:, 3:6].log(),
+        taken[:, 6:7].sin(),
+        taken[:, 6:7].cos(),
+        taken[:, 7:9],
+    )
+    return Assignment(heatmap, index, torch.cat(parts, 1))

@@ -1,0 +1,47 @@
+"""Ready-made run configs: plain functions that return what the CLI, a notebook and a run folder hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kdlab.config import (
+    BEVConfig,
+    CameraConfig,
+    DataConfig,
+    DetectorConfig,
+    HeadConfig,
+    LidarConfig,
+    Modality,
+    RunConfig,
+    TrainConfig,
+)
+from kdlab.geometry import BEVGrid
+
+
+def tiny(modality: Modality, root: str = "data/sim") -> RunConfig:
+    """Minutes on a laptop's CPU: 64 x 176 images, 64 x 64 BEV cells of 1.6 m."""
+    return RunConfig(detector=DetectorConfig(modality=modality), data=DataConfig(root=root))
+
+
+def small(modality: Modality, root: str = "data/sim") -> RunConfig:
+    """Minutes on one GPU: 128 x 352 images, 128 x 128 BEV cells of 0.8 m."""
+    detector = DetectorConfig(
+        modality=modality,
+        grid=BEVGrid.square(51.2, 0.8),
+        camera=CameraConfig(
+            backbone="resnet18",
+            image_size=(128, 352),
+            channels=128,
+            context=80,
+            depth=(1.0, 60.0, 0.5),
+            depth_blocks=2,
+            deepest=32,
+        ),
+        lidar=LidarConfig(sweeps=10),
+        bev=BEVConfig(channels=80, stages=(80, 160, 320), blocks=(2, 2, 2), neck=256),
+        head=HeadConfig(branch=32),
+    )
+    return RunConfig(detector=detector, data=DataConfig(root=root, workers=8), train=TrainConfig(epochs=24, batch_size=16))
+
+
+PRESETS: dict[str, Callable[..., RunConfig]] = {"tiny": tiny, "small": small}

@@ -1,0 +1,179 @@
+"""Finished runs: load a detector, set runs side by side as a table and as a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlab.checkpoint import RunFolder, load_detector, load_run_config, read_losses
+from kdlab.evaluate import TP_ERRORS, Metrics, load_metrics
+from kdlab.sample import CLASSES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "compare", "figure", "load_detector"]
+
+LOWER_IS_BETTER = frozenset(TP_ERRORS.values())
+"""Rows of a comparison whose best value is the smallest."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        split: split that all metrics are of.
+        names: one per run.
+        runs: the folders.
+        rows: name -> one value per run: mAP, NDS, five errors, AP by class; NaN where a run has none.
+        absent: classes without ground truth on the split.
+        notes: method and backbone of each run.
+    """
+
+    split: str
+    names: tuple[str, ...]
+    runs: tuple[Path, ...]
+    rows: dict[str, tuple[float, ...]]
+    absent: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def best(self, row: str) -> int | None:
+        """Index of the best run in a row, None where no run has a number."""
+        values = self.rows[row]
+        known = [i for i, v in enumerate(values) if not math.isnan(v)]
+        if not known:
+            return None
+        pick = min if row in LOWER_IS_BETTER else max
+        return pick(known, key=lambda i: values[i])
+
+    def markdown(self) -> str:
+        """The table as Markdown, the best of each row in bold."""
+        lines = [f"| {self.split} | " + " | ".join(self.names) + " |", "|---" * (len(self.names) + 1) + "|"]
+        lines.append("| method | " + " | ".join(self.notes) + " |")
+        for row, values in self.rows.items():
+            best = self.best(row)
+            cells = [f"**{_number(v)}**" if i == best and len(values) > 1 else _number(v) for i, v in enumerate(values)]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        return "\n".join([*lines, *self._footnotes()])
+
+    def text(self) -> str:
+        """The table as plain text, the best of each row starred."""
+        first = max(len(r) for r in [*self.rows, self.split, "method"]) + 2
+        widths = [max(len(n), len(note), 8) + 2 for n, note in zip(self.names, self.notes, strict=True)]
+        lines = []
+        for title, cells in ((self.split, self.names), ("method", self.notes)):
+            lines.append(f"{title:{first}s}" + "".join(f"{c:>{w}s}" for c, w in zip(cells, widths, strict=True)))
+        for row, values in self.rows.items():
+            best = self.best(row)
+            stars = ["*" if i == best and len(values) > 1 else "" for i in range(len(values))]
+            cells = tuple(_number(v) + star for v, star in zip(values, stars, strict=True))
+            lines.append(f"{row:{first}s}" + "".join(f"{c:>{w}s}" for c, w in zip(cells, widths, strict=True)))
+        return "\n".join([*lines, *self._footnotes()])
+
+    def _footnotes(self) -> list[str]:
+        if not self.absent:
+            return []
+        return ["", f"No ground truth on {self.split} (counts as 0 in mAP, as in nuScenes): {', '.join(self.absent)}."]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def describe(run: Path | str) -> str:
+    """One short line: the method that trained a run, or its sensors, and whether the backbone was pretrained."""
+    config = load_run_config(run)
+    name = config.detector.modality
+    if config.distill is not None:
+        name += f" + {config.distill.method}" + (" (released)" if config.distill.variant == "released" else "")
+    return name + (", pretrained" if config.detector.modality != "lidar" and config.detector.camera.pretrained else "")
+
+
+def _rows(metrics: Metrics) -> dict[str, float]:
+    rows = {"mAP": metrics.mean_ap, "NDS": metrics.nd_score}
+    if len(metrics.present) < len(CLASSES):
+        rows["mAP of present"] = metrics.mean_ap_present
+    rows |= {short: metrics.tp_errors[name] for name, short in TP_ERRORS.items()}
+    return rows | {f"AP {name}": metrics.label_aps[name] for name in metrics.present}
+
+
+def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
+    """Metrics of runs side by side.
+
+    Args:
+        runs: run folders.
+        split: which split's metrics; by default the one that all runs have, sim_test or val first.
+
+    Raises:
+        FileNotFoundError: no such run.
+        ValueError: no runs, or one has no metrics; the message names the command that makes them.
+    """
+    if not runs:
+        raise ValueError("compare: name at least one run folder")
+    paths = tuple(Path(r) for r in runs)
+    notes = tuple(describe(p) for p in paths)
+    stored = [load_metrics(p) for p in paths]
+    if split is None:
+        shared = [s for s in stored[0] if all(s in m for m in stored)]
+        preferred = [s for s in ("sim_test", "val", "mini_val", "sim_val") if s in shared]
+        split = next(iter([*preferred, *shared]), None)
+    wanted = split or next((s for m in stored for s in m), None) or load_run_config(paths[0]).data.val
+    for path, metrics in zip(paths, stored, strict=True):
+        if wanted not in metrics:
+            root = load_run_config(path).data.root
+            raise ValueError(f"{path} has no metrics on {wanted}; make them: kdlab evaluate --run {path} --data {root} --split {wanted}")
+    chosen = [m[wanted] for m in stored]
+    tables = [_rows(m) for m in chosen]
+    names = [row for row in tables[0] if all(row in t for t in tables)]
+    absent = tuple(c for c in CLASSES if c not in chosen[0].present)
+    return Comparison(wanted, _labels(paths), paths, {n: tuple(t[n] for t in tables) for n in names}, absent, notes)
+
+
+def _labels(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Folder names, with as many parents as it takes to tell them apart."""
+    depth = 1
+    labels = ["/".join(p.parts[-depth:]) for p in paths]
+    while len(set(labels)) < len(set(paths)) and depth < max(len(p.parts) for p in paths):
+        depth += 1
+        labels = ["/".join(p.parts[-depth:]) for p in paths]
+    return tuple(labels)
+
+
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Running mean over the last ``width`` values."""
+    sums, total = [], 0.0
+    for i, value in enumerate(values):
+        total += value - (values[i - width] if i >= width else 0.0)
+        sums.append(total / min(i + 1, width))
+    return sums
+
+
+def figure(comparison: Comparison) -> Figure:
+    """Bars of mAP and NDS, errors and AP by class, and each run's total loss over its steps."""
+    from matplotlib.figure import Figure
+
+    scores = [r for r in comparison.rows if r in ("mAP", "NDS")]
+    errors = [r for r in comparison.rows if r in LOWER_IS_BETTER]
+    classes = [r for r in comparison.rows if r.startswith("AP ")]
+    made = Figure(figsize=(12, 7), layout="constrained")
+    top, bottom = made.subfigures(2, 1)
+    axes = [*top.subplots(1, 3, width_ratios=(1, 2, 3)), bottom.subplots()]
+    titles = ("higher is better", "errors, lower is better", "AP by class")
+    for ax, rows, title in zip(axes, (scores, errors, classes), titles, strict=False):
+        for i, name in enumerate(comparison.names):
+            width = 0.8 / len(comparison.names)
+            heights = [comparison.rows[r][i] for r in rows]
+            ax.bar([x + width * (i - (len(comparison.names) - 1) / 2) for x in range(len(rows))], heights, width, label=name)
+        ax.set_xticks(range(len(rows)), [r.removeprefix("AP ") for r in rows], rotation=45, ha="right")
+        ax.set_title(f"{comparison.split}: {title}", fontsize=10)
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        losses = [row for row in read_losses(RunFolder(run).losses) if not math.isnan(row["total"])]
+        total = smooth([row["total"] for row in losses], max(len(losses) // 50, 1))
+        axes[3].plot([row["step"] for row in losses], total, label=name)
+    axes[3].set(xlabel="step", ylabel="total loss (running mean)", yscale="log")
+    axes[3].legend()
+    return made

@@ -1,0 +1,260 @@
+"""Pictures seen from above: points and boxes, features of teacher and student, the map of a distillation term.
+
+In all of them x (forward) points up and y (left) points to the left, in metres.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from kdlab.geometry import BEVGrid
+from kdlab.sample import Boxes3D, Features
+from kdlab.view.style import (
+    HEIGHTS,
+    TRUTH,
+    Array,
+    Boxes,
+    array,
+    bev_axes,
+    bev_boxes_on,
+    bev_image,
+    box_legend,
+    colour_bar,
+    colour_of,
+    new_figure,
+    owner,
+    robust_norm,
+    symmetric_norm,
+)
+
+Reduction = Literal["norm", "mean", "pca"]
+"""How channels become a picture; a channel's index does too."""
+
+
+def points_on(ax: Axes, points: Tensor, grid: BEVGrid, size: float | None = None) -> ScalarMappable:
+    """Scatter the points [P, 3+] on the grid, coloured by height above the ground; returns what a colour bar needs."""
+    cloud = points[:, :3].detach().float().cpu()
+    cloud = cloud[grid.locate(cloud[:, :2])[2] & cloud.isfinite().all(-1)] if len(cloud) else cloud
+    norm = Normalize(-1.0, 4.0)
+    order = cloud[:, 2].argsort()  # the highest point of a column on top
+    x, y, z = array(cloud[order]).T if len(cloud) else (np.zeros(0),) * 3
+    size = size if size is not None else float(np.clip(6e4 / max(len(cloud), 1), 0.3, 3.0))
+    return ax.scatter(y, x, c=z, s=size, norm=norm, cmap=HEIGHTS, linewidths=0, rasterized=True)
+
+
+def bev_boxes(
+    points: Tensor,
+    boxes: Mapping[str, Boxes],
+    grid: BEVGrid,
+    min_score: float = 0.2,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Figure:
+    """LiDAR points and sets of boxes from above; the tick of a box leads out of its front.
+
+    Args:
+        points: [P, 3+] in the key ego frame; P = 0 draws none.
+        boxes: sets of boxes by name ("truth", "teacher" and "student" have colours of their own).
+        grid: the area to show.
+        min_score: detections below are left out.
+        title: heading.
+        ax: where to draw; default: a new figure.
+    """
+    made = ax is None
+    ax = new_figure(8.2, 7.9).subplots() if ax is None else ax
+    bev_axes(ax, grid, title)
+    shown = points_on(ax, points, grid)
+    colour_bar(ax, shown, "height above the ground (m)")
+    for index, (name, items) in enumerate(boxes.items()):
+        style = {"linewidths": 2.0} if name == "truth" else {}
+        bev_boxes_on(ax, items, colour_of(name, index), min_score, **style)
+    handles = box_legend(boxes, min_score)
+    if made and handles:
+        owner(ax).legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    elif handles:
+        ax.legend(handles=handles, loc="upper right", framealpha=0.9, fontsize=8).set_zorder(8)
+    return owner(ax)
+
+
+def stage_map(features: Features, stage: str, item: int = 0) -> Tensor:
+    """The map [C, H, W] of one stage: "bev", "lidar_bev", "camera_bev" (key frame), "stages[0]", "neck", "heatmap".
+
+    Args:
+        features: of one forward pass.
+        stage: a field of `Features` or "heatmap" (class probabilities of the predictions); stages take an index.
+        item: place of the sample in the batch.
+
+    Raises:
+        ValueError: unknown stage, or the detector has none of it.
+    """
+    found = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", stage)
+    name, index = (found[1], int(found[2] or 0)) if found else (stage, 0)
+    value: Any = getattr(features, name, None)
+    if name == "heatmap" and features.predictions is not None:
+        value = features.predictions.heatmap.sigmoid()
+    elif isinstance(value, tuple):
+        value = value[index] if index < len(value) else None
+    elif isinstance(value, Tensor) and name in ("camera_bev", "camera_bev_aligned"):
+        value = value[:, index]
+    if not isinstance(value, Tensor) or value.dim() != 4:
+        raise ValueError(f"no BEV stage {stage!r} here; this detector has {', '.join(bev_stages(features))}")
+    return value[item].detach().float().cpu()
+
+
+def bev_stages(features: Features) -> list[str]:
+    """Names of the BEV maps that `stage_map` finds in the features."""
+    single = ("lidar_bev", "camera_bev", "camera_bev_aligned", "bev")
+    have = [name for name in single if getattr(features, name) is not None]
+    have += [f"stages[{i}]" for i in range(len(features.stages))]
+    return have + ["neck"] * (features.neck is not None) + ["heatmap"] * (features.predictions is not None)
+
+
+def principal(*maps: Tensor) -> list[Tensor]:
+    """The three main directions of several maps [C, H, W] together, as colours [H, W, 3] in 0..1: one basis, one scale.
+
+    Raises:
+        ValueError: the maps differ in their number of channels.
+    """
+    if len({m.shape[0] for m in maps}) > 1:
+        widths = " and ".join(str(m.shape[0]) for m in maps)
+        raise ValueError(f"one basis needs equal numbers of channels, got {widths}; use how='norm', or adapt one first")
+    rows = [m.flatten(1).T for m in maps]
+    known = torch.cat([r[r.isfinite().all(-1)] for r in rows])
+    if not len(known):
+        return [torch.full((*m.shape[1:], 3), torch.nan) for m in maps]
+    centre = known.mean(0)
+    basis = torch.linalg.eigh((known - centre).T @ (known - centre)).eigenvectors[:, -3:].flip(-1)
+    basis = F.pad(basis, (0, 3 - basis.shape[1]))  # fewer than three channels: the rest stays grey
+    seen = (known - centre) @ basis
+    low, high = torch.from_numpy(np.percentile(seen.numpy(), (1, 99), axis=0)).float()
+    scaled = [((r - centre) @ basis - low) / (high - low).clamp(min=1e-12) for r in rows]
+    return [s.clamp(0, 1).unflatten(0, m.shape[1:]) for s, m in zip(scaled, maps, strict=True)]
+
+
+def reduce_channels(maps: Tensor, how: Reduction | int) -> Array:
+    """A picture [H, W] of a map [C, H, W]: its norm or mean over channels, or one channel.
+
+    Raises:
+        ValueError: no such channel or reduction.
+    """
+    if how == "norm":
+        return array(maps.norm(dim=0))
+    if how == "mean":
+        return array(maps.mean(0))
+    if isinstance(how, int) and 0 <= how < len(maps):
+        return array(maps[how])
+    raise ValueError(f"how={how!r}: give 'norm', 'mean', 'pca' or a channel from 0 to {len(maps) - 1}")
+
+
+def feature_maps(
+    teacher: Features,
+    student: Features,
+    grid: BEVGrid,
+    stage: str = "bev",
+    how: Reduction | int = "norm",
+    boxes: Boxes3D | None = None,
+    item: int = 0,
+    names: tuple[str, str] = ("teacher", "student"),
+) -> Figure:
+    """Teacher, student and their difference at one stage, and where equal numbers of channels allow it their cosine.
+
+    Teacher and student share one colour scale: from the 1st to the 99th percentile of both together.
+
+    Args:
+        teacher: features of the teacher.
+        student: features of the student.
+        grid: the area of the maps (a stage of any stride covers it).
+        stage: see `stage_map`.
+        how: "norm" or "mean" over channels, a channel's index, or "pca" (three main directions of both as RGB).
+        boxes: outlines to draw on top.
+        item: place of the sample in the batch.
+        names: titles of the two.
+
+    Raises:
+        ValueError: no such stage or channel, maps of different sizes, or "pca" with different numbers of channels.
+    """
+    a, b = stage_map(teacher, stage, item), stage_map(student, stage, item)
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"{stage}: {tuple(a.shape[1:])} cells against {tuple(b.shape[1:])}; compare maps of one size")
+    same = a.shape[0] == b.shape[0]
+    figure = new_figure(4.4 * (3 + same) + 0.6, 5.3)
+    axes = list(figure.subplots(1, 3 + same))
+    if how == "pca":
+        for ax, colours in zip(axes, principal(a, b), strict=False):
+            bev_image(ax, array(colours), grid)
+        distance = array((b - a).norm(dim=0))
+        third = bev_image(axes[2], distance, grid, norm=robust_norm(distance), cmap="magma")
+        label, heading = "norm of the difference", f"distance of {names[1]} from {names[0]}"
+    else:
+        first, second = reduce_channels(a, how), reduce_channels(b, how)
+        norm = robust_norm(first, second)
+        left = bev_image(axes[0], first, grid, norm=norm, cmap="viridis")
+        bev_image(axes[1], second, grid, norm=norm, cmap="viridis")
+        what = f"channel {how}" if isinstance(how, int) else f"{how} over channels"
+        colour_bar(axes[:2], left, what, orientation="horizontal", fraction=0.08)
+        third = bev_image(axes[2], second - first, grid, norm=symmetric_norm(second - first), cmap="RdBu_r")
+        label, heading = f"difference of the {what}", f"{names[1]} − {names[0]}"
+    colour_bar(axes[2], third, label, orientation="horizontal", fraction=0.08)
+    titles = [f"{n} ({len(m)} channels)" for n, m in zip(names, (a, b), strict=True)] + [heading, "cosine similarity"]
+    if same:
+        cosine = bev_image(axes[3], array(cosine_map(a, b)), grid, norm=Normalize(-1, 1), cmap="PuOr")
+        colour_bar(axes[3], cosine, "cosine", orientation="horizontal", fraction=0.08, extend="neither")
+    for ax, title in zip(axes, titles, strict=False):
+        bev_axes(ax, grid, title)
+        if boxes is not None:
+            bev_boxes_on(
+                ax, boxes, "white", linewidths=0.8, path_effects=[withStroke(linewidth=2.0, foreground="black")]
+            )
+    figure.suptitle(f"{stage}, {a.shape[1]} × {a.shape[2]} cells", fontsize=11)
+    return figure
+
+
+def cosine_map(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity [H, W] of two maps [C, H, W], cell by cell; NaN where one of them is all zero."""
+    known = (a.norm(dim=0) > 0) & (b.norm(dim=0) > 0)
+    return torch.where(known, F.cosine_similarity(a, b, dim=0), torch.nan)
+
+
+def term_map(
+    values: Tensor,
+    grid: BEVGrid,
+    name: str = "",
+    boxes: Boxes3D | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Where a distillation term's loss comes from: its map over the ground, which sums to the term's value.
+
+    Args:
+        values: [H, W], the loss that falls on each cell (`result.map()` of one sample).
+        grid: the map's grid.
+        name: of the term.
+        boxes: outlines to draw on top.
+        ax: where to draw; default: a new figure.
+
+    Raises:
+        ValueError: the map has not two dimensions.
+    """
+    loss = array(values)
+    if loss.ndim != 2:
+        raise ValueError(f"term_map: needs [H, W], got {loss.shape}; take one sample's map")
+    ax = new_figure(7.6, 6.3).subplots() if ax is None else ax
+    signed = bool((loss[np.isfinite(loss)] < 0).any())  # a gradient map
+    norm = symmetric_norm(loss, 99.5) if signed else robust_norm(loss[loss > 0], np.zeros(1), low=0, high=99.5)
+    shown = bev_image(ax, loss, grid, norm=norm, cmap="RdBu_r" if signed else "inferno")
+    bev_axes(ax, grid, f"{name}: sum {np.nansum(loss):.4g}".removeprefix(": "))
+    colour_bar(ax, shown, "loss per cell")
+    if boxes is not None:
+        bev_boxes_on(ax, boxes, TRUTH, linewidths=1.0)
+    return owner(ax)

@@ -1,0 +1,91 @@
+"""Pictures of where methods distil: Gaussian masks and the nine points of each box."""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kdlab.distill.regions import gaussian_mask, nine_points
+from kdlab.geometry import BEVGrid
+from kdlab.sample import CLASSES, Boxes3D
+from kdlab.view.bev import points_on
+from kdlab.view.style import TRUTH, array, bev_axes, bev_boxes_on, bev_image, colour_bar, kept, new_figure
+
+POINT = "#CC79A7"
+"""Colour of the nine points."""
+
+
+def nine_points_on(ax: Axes, boxes: Boxes3D, size: float = 10.0) -> None:
+    """Draw UniDistill's nine points of each box: corners, centre and the middles of the sides."""
+    values, _ = kept(boxes, 0.0)
+    if len(values):
+        x, y = array(nine_points(values).flatten(0, 1)).T
+        ax.scatter(y, x, s=size, color=POINT, edgecolors="black", linewidths=0.4, zorder=6, label="nine points")
+
+
+def mask_of(boxes: Boxes3D, grid: BEVGrid, overlap: float, min_radius: int) -> Tensor:
+    """Gaussians around the valid boxes of one sample, merged by maximum, [H, W] in 0..1."""
+    values = boxes.values.nan_to_num()[None].float().cpu()
+    drawn = boxes.valid[None].cpu()
+    return gaussian_mask(values, drawn, grid, overlap=overlap, min_radius=min_radius)[0, 0]
+
+
+def close_up(boxes: Boxes3D, grid: BEVGrid, reach: float = 8.0) -> BEVGrid:
+    """A window of about 2 x ``reach`` metres around the vehicle nearest to the ego, or any box where there is none."""
+    values, labels = kept(boxes, 0.0)
+    cells = max(2, round(reach / grid.cell))
+    if len(values):
+        distance = values[:, :2].norm(dim=-1) + 1e3 * (labels > CLASSES.index("trailer"))
+        centre = values[distance.argmin(), :2]
+    else:
+        centre = torch.zeros(2)
+    column, row, _ = (int(v) for v in grid.locate(centre))
+    x, y = grid.x[0] + column * grid.cell, grid.y[0] + row * grid.cell
+    span = cells * grid.cell
+    return BEVGrid((x - span, x + span), (y - span, y + span), grid.cell)
+
+
+def masks(
+    points: Tensor,
+    boxes: Boxes3D,
+    grid: BEVGrid,
+    overlap: float = 0.7,
+    min_radius: int = 0,
+    wide: tuple[float, int] = (0.1, 2),
+) -> Figure:
+    """Where UniDistill compares teacher and student: the targets' Gaussians, its narrow mask, the nine points close up.
+
+    Args:
+        points: LiDAR points [P, 3+] in the key ego frame.
+        boxes: annotations of the sample.
+        grid: of the masks.
+        overlap: IoU that sizes UniDistill's mask.
+        min_radius: least radius of it, cells.
+        wide: the same two numbers for the detection targets, for comparison.
+    """
+    figure = new_figure(14.6, 5.4)
+    axes = figure.subplots(1, 3)
+    narrow = mask_of(boxes, grid, overlap, min_radius)
+    panels = (
+        (mask_of(boxes, grid, *wide), "foreground of the detection targets"),
+        (narrow, "UniDistill's response mask"),
+    )
+    norm = Normalize(0.0, 1.0)
+    for ax, (mask, title) in zip(axes[:2], panels, strict=True):
+        shown = bev_image(ax, array(mask), grid, norm=norm, cmap="cividis")
+        bev_axes(ax, grid, title)
+        bev_boxes_on(ax, boxes, "white", linewidths=0.6)
+    window = close_up(boxes, grid)
+    bev_image(axes[2], array(narrow), grid, norm=norm, cmap="Blues", alpha=0.5)
+    points_on(axes[2], points, window, size=4.0)
+    bev_boxes_on(axes[2], boxes, TRUTH, linewidths=1.6)
+    nine_points_on(axes[2], boxes, size=22)
+    bev_axes(axes[2], window, "nine points of a box, close up")
+    axes[2].set_facecolor("white")
+    if axes[2].get_legend_handles_labels()[0]:
+        axes[2].legend(loc="upper right", fontsize=8)
+    colour_bar(list(axes[:2]), shown, "weight of a cell", extend="neither", orientation="horizontal", fraction=0.06)
+    return figure
