@@ -55,7 +55,7 @@ class LidarConfig:
     """Width of the pillar features."""
     layers: int = 1
     """Point layers: 1, or 2 where the second sees each pillar's maximum of the first."""
-    sweeps: int = 5
+    sweeps: int = 2
     """Key sweep and sweeps - 1 past ones."""
 
 

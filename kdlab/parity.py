@@ -140,10 +140,12 @@ class _ForeignGrid(BEVGrid):
 
     Attributes:
         size: rows and columns.
+        factor: voxels per cell; released codes divide by voxel and factor one after another, which decides borders.
         exchanged: give column and row in exchanged order, as the ``*_unswapped`` arrays were made.
     """
 
     size: tuple[int, int] = (0, 0)
+    factor: float = 1.0
     exchanged: bool = False
 
     def __post_init__(self) -> None:
@@ -158,7 +160,8 @@ class _ForeignGrid(BEVGrid):
         return self.size[0]
 
     def to_cells(self, xy: Tensor) -> Tensor:
-        uv = super().to_cells(xy.float())
+        low = torch.tensor((self.x[0], self.y[0]), dtype=torch.float32)
+        uv = (xy.float() - low) / torch.tensor(self.cell / self.factor, dtype=torch.float32) / self.factor
         return uv.flip(-1) if self.exchanged else uv
 
 
@@ -205,7 +208,8 @@ class _UniDistill:
             ValueError: the cells are not square.
         """
         low_x, low_y, _, high_x, high_y, _ = (float(v) for v in self.given("pc_range"))
-        sides = self.given("voxel_size")[:2].double() * float(self.given("out_size_factor"))
+        factor = float(self.given("out_size_factor"))
+        sides = self.given("voxel_size")[:2].double() * factor
         if abs(float(sides[0] - sides[1])) > 1e-9:
             raise ValueError(f"cells of {sides.tolist()} m are not square")
         cell = float(sides[0])
@@ -216,7 +220,7 @@ class _UniDistill:
             height, width = self.arrays[maps[0]].shape[-2:]
             size = (height, width)
         exchanged = self.unswapped and size[0] != size[1]
-        return _ForeignGrid((low_x, high_x), (low_y, high_y), cell, size, exchanged)
+        return _ForeignGrid((low_x, high_x), (low_y, high_y), cell, size, factor, exchanged)
 
     @cached_property
     def method(self) -> Method:

@@ -55,7 +55,7 @@ def to_device(value: T_, device: torch.device | str, non_blocking: bool = True) 
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)  # type: ignore[return-value]
     if isinstance(value, tuple | list):
-        return type(value)(to_device(v, device, non_blocking) for v in value)  # type: ignore[call-arg, return-value]
+        return type(value)(to_device(v, device, non_blocking) for v in value)
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, BEVGrid):
         moved = {f.name: to_device(getattr(value, f.name), device, non_blocking) for f in fields(value)}  # type: ignore[arg-type]
         return replace(value, **moved)  # type: ignore[type-var]

@@ -107,8 +107,12 @@ class ImageTransform:
         """Transform an image uint8 [H, W, 3] into ``out`` uint8 [*size, 3]; black beyond the image's edge."""
         import cv2
 
-        if self.resized[0] < 0.7 * image.shape[0]:  # Bilinear reading would skip pixels: average areas first.
-            image = np.asarray(cv2.resize(image, self.resized[::-1], interpolation=cv2.INTER_AREA))
+        height, width = image.shape[:2]
+        # Bilinear reading would skip pixels where an image shrinks by far: average blocks of pixels first.
+        block = int(height / self.resized[0] + 0.25)
+        if block > 1:
+            small = max(1, width // block), max(1, height // block)
+            image = np.asarray(cv2.resize(image, small, interpolation=cv2.INTER_AREA))
         half = np.array(((1, 0, 0.5), (0, 1, 0.5), (0, 0, 1)))  # OpenCV puts the centre of the first pixel at 0.
         matrix = np.linalg.inv(half) @ self.matrix(*image.shape[:2]) @ half
         cv2.warpAffine(image, matrix[:2], self.size[::-1], dst=out, flags=cv2.INTER_LINEAR)

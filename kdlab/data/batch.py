@@ -80,7 +80,8 @@ def depth_targets(
     depth = depth[inside]
     nearest = depth.new_full((cameras * height * width,), float("inf"))
     nearest.scatter_reduce_(0, index, depth, "amin")
-    return nearest.masked_fill(nearest.isinf(), 0).view(cameras, height, width)
+    targets: Tensor = nearest.masked_fill(nearest.isinf(), 0).view(cameras, height, width)
+    return targets
 
 
 def collate(samples: list[Sample], *, depth_stride: int | None = None, max_depth: float = float("inf")) -> Batch:
@@ -263,6 +264,7 @@ class Loader:
                 num_workers=self.workers,
                 persistent_workers=True,
                 worker_init_fn=_quiet_worker,
+                generator=torch.Generator(),  # Its own, so that workers leave the global random state alone.
             )
         return self._processes
 

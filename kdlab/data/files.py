@@ -55,7 +55,7 @@ def read_image(path: Path, reduce: int = 1) -> Bytes:
 
 
 def read_points(path: Path, near: float = 1.0) -> Floats:
-    """Read a sweep: float32 [P, 4], x, y, z in the sensor's frame, metres, and intensity 0..1.
+    """Read a sweep: float32 [P, 5], x, y, z in the sensor's frame, metres, intensity 0..1 and the ring.
 
     Points with a value that is not finite are dropped, and those within ``near`` metres of the sensor in both x and y,
     which are returns from the ego vehicle.
@@ -67,8 +67,9 @@ def read_points(path: Path, near: float = 1.0) -> Floats:
     data = read_bytes(path)
     if len(data) % 20:
         raise ValueError(f"{path} is cut off: {len(data)} bytes, no multiple of the 20 that a point takes; {CURE}")
-    points = np.frombuffer(data, np.float32).reshape(-1, 5)[:, :4]
-    keep = np.isfinite(points).all(1) & ((np.abs(points[:, 0]) >= near) | (np.abs(points[:, 1]) >= near))
+    points = np.frombuffer(data, np.float32).reshape(-1, 5)
+    finite = np.isfinite(points @ np.ones(5, np.float32))  # A sum is not finite where an entry is not.
+    keep = finite & ((np.abs(points[:, 0]) >= near) | (np.abs(points[:, 1]) >= near))
     kept: Floats = points[keep]
     kept[:, 3] /= 255
     return kept

@@ -203,13 +203,11 @@ class NuScenesDataset:
         tables, time = self.tables, self.tables.data_time[row]
         clouds = []
         for _ in range(self.sweeps):
-            sweep = read_points(self._path(row))
+            cloud = read_points(self._path(row))
             ego_from_sensor = self._ego_from_sensor[tables.data_calibration[row]]
             key_from_sensor = key_from_global @ pose_matrices(tables.pose[tables.data_pose[row]]) @ ego_from_sensor
             moved = key_from_sensor.astype(np.float32)
-            cloud = np.empty((len(sweep), 5), np.float32)
-            cloud[:, :3] = sweep[:, :3] @ moved[:3, :3].T + moved[:3, 3]
-            cloud[:, 3] = sweep[:, 3]
+            cloud[:, :3] = cloud[:, :3] @ moved[:3, :3].T + moved[:3, 3]
             cloud[:, 4] = (time - tables.data_time[row]) * 1e-6
             clouds.append(cloud)
             row = int(tables.data_previous[row])

@@ -22,10 +22,28 @@ from typing import Any
 import numpy as np
 
 from kdlab.data.simulate_camera import CameraImage, render_cameras
-from kdlab.data.simulate_config import CAMERAS, LIDAR, VERSION, SimulationConfig, camera_offsets, real_rig, rng_of, written_rig
+from kdlab.data.simulate_config import (
+    CAMERAS,
+    LIDAR,
+    VERSION,
+    SimulationConfig,
+    camera_offsets,
+    real_rig,
+    rng_of,
+    written_rig,
+)
 from kdlab.data.simulate_layout import ASPHALT, BIKELANE, MANHOLE, PARKING, PATCH, WHITE, YELLOW, Layout
 from kdlab.data.simulate_sensors import Caster, points_in_boxes, render_lidar, rolling_sweep, visible_shares
-from kdlab.data.simulate_tables import SceneTables, Tables, describe, scene_name, write_atomic, write_json, write_tables
+from kdlab.data.simulate_tables import (
+    SceneTables,
+    Tables,
+    describe,
+    microseconds,
+    scene_name,
+    write_atomic,
+    write_json,
+    write_tables,
+)
 from kdlab.data.simulate_world import KEYFRAME_STEP, Agent, SceneState, scene_at
 
 __all__ = [
@@ -36,7 +54,7 @@ __all__ = [
 _PARTS = ".parts"
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Another process asked this one to stop."""
 
 
@@ -83,7 +101,9 @@ def _clear_disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"the disk of {out} is full; free some space and run again: finished scenes are kept") from error
+            raise OSError(
+                errno.ENOSPC, f"the disk of {out} is full; free some space and run again: finished scenes are kept"
+            ) from error
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
             raise OSError(error.errno, f"cannot write to {out}; choose a folder that you may write to") from error
         raise
@@ -100,8 +120,13 @@ def _prepare(out: Path, config: SimulationConfig) -> bool:
         known = json.loads(record.read_text())
         if known["digest"] != config.digest():
             old, new = known["config"], dataclasses.asdict(config)
-            other = ", ".join(f"{k}={old.get(k)} (now {v})" for k, v in new.items() if old.get(k) != v) or "another version of the simulator"
-            raise ValueError(f"{out} holds a simulation with other settings: {other}. Choose another folder, or delete this one.")
+            other = (
+                ", ".join(f"{k}={old.get(k)} (now {v})" for k, v in new.items() if old.get(k) != v)
+                or "another version of the simulator"
+            )
+            raise ValueError(
+                f"{out} holds a simulation with other settings: {other}. Choose another folder, or delete this one."
+            )
         if known["complete"]:
             return True
     elif out.exists() and any(p.name != VERSION for p in out.iterdir()):
@@ -144,12 +169,15 @@ def _run(out: Path, config: SimulationConfig, todo: list[int], workers: int | No
     bar = tqdm(total=len(todo) * config.keyframes, desc="simulate", unit="keyframe", disable=not progress)
     with _single_threaded_libraries():
         pool = ProcessPoolExecutor(count, context, _start_worker, (stop, done))
-        futures: set[Future[None]] = {pool.submit(_simulate_scene, str(out), config, k, max(1, cores // count)) for k in todo}
+        futures: set[Future[None]] = {
+            pool.submit(_simulate_scene, str(out), config, k, max(1, cores // count)) for k in todo
+        }
     try:
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, timeout=0.3, return_when=FIRST_EXCEPTION)
-            bar.update(done.value - bar.n)
+            if done.value > bar.n:
+                bar.update(done.value - bar.n)
             for future in finished:
                 future.result()
     finally:
@@ -189,7 +217,7 @@ def _simulate_scene(out: str, config: SimulationConfig, scene_index: int, thread
     writer = _SceneWriter(Path(out), config, scene_index, threads)
     for keyframe in range(config.keyframes):
         if _stop is not None and _stop.is_set():
-            raise _Stopped
+            raise _StoppedError
         writer.keyframe(keyframe)
         if _done is not None:
             with _done.get_lock():
@@ -208,12 +236,17 @@ class _SceneWriter:
     def _state(self, time: float) -> SceneState:
         return scene_at(self.config, self.index, time)
 
+    def _stem(self, channel: str, time: float) -> str:
+        return f"{scene_name(self.index)}__{channel}__{microseconds(self.index, time)}"
+
     def keyframe(self, k: int) -> None:
         """Render a keyframe and the sweeps up to the next one."""
         config, time = self.config, k * KEYFRAME_STEP
         state = self._state(time)
         caster = Caster(state, self.threads)
-        points = self._sweep(k, time + config.lidar_time_offset, True, caster if config.lidar_time_offset == 0 else None)
+        points = self._sweep(
+            k, time + config.lidar_time_offset, True, caster if config.lidar_time_offset == 0 else None
+        )
         self._cameras(k, time, caster)
         ego = state.ego_pose[:2, 3]
         agents = [a for a in state.agents if np.hypot(a.x - ego[0], a.y - ego[1]) < config.annotation_range]
@@ -233,7 +266,7 @@ class _SceneWriter:
             points, _ = rolling_sweep(self._state, time, self.rig, config, rng)
         else:
             points, _ = render_lidar(state, self.rig, config, rng, caster or Caster(state, self.threads))
-        name = f"{'samples' if key else 'sweeps'}/{LIDAR}/{scene_name(self.index)}__{LIDAR}__{round(time * 1e6) + 10**6:09d}.pcd.bin"
+        name = f"{'samples' if key else 'sweeps'}/{LIDAR}/{self._stem(LIDAR, time)}.pcd.bin"
         write_atomic(self.out / name, points.tobytes())
         self.tables.add_data(LIDAR, k, time, name, state, key)
         pose = state.ego_pose @ self.rig[LIDAR].ego_from_sensor
@@ -250,7 +283,7 @@ class _SceneWriter:
             rng = rng_of(config.seed, self.index, k, *rig)
             images = render_cameras(state, rig, config, rng, known or Caster(state, self.threads), self.threads)
             for channel, result in images.items():
-                name = f"samples/{channel}/{scene_name(self.index)}__{channel}__{round(moment * 1e6) + 10**6:09d}.jpg"
+                name = f"samples/{channel}/{self._stem(channel, moment)}.jpg"
                 write_atomic(self.out / name, _jpeg(result))
                 self.tables.add_data(channel, k, moment, name, state, True)
 
@@ -275,9 +308,11 @@ def _map_mask(layout: Layout) -> bytes:
     import cv2
     from PIL import Image
 
-    drivable = np.isin(layout.ground, [ASPHALT, WHITE, YELLOW, BIKELANE, PATCH, PARKING, MANHOLE]).astype(np.uint8) * 255
-    size = tuple(int(round(n * layout.cell / 0.1)) for n in drivable.shape)
-    mask = cv2.resize(drivable, size[::-1], interpolation=cv2.INTER_NEAREST)[::-1]
+    drivable = (
+        np.isin(layout.ground, [ASPHALT, WHITE, YELLOW, BIKELANE, PATCH, PARKING, MANHOLE]).astype(np.uint8) * 255
+    )
+    rows, columns = (round(n * layout.cell / 0.1) for n in drivable.shape)
+    mask = cv2.resize(drivable, (columns, rows), interpolation=cv2.INTER_NEAREST)[::-1]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(mask)).save(buffer, "PNG", optimize=False)
     return buffer.getvalue()

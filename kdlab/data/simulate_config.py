@@ -90,15 +90,34 @@ class SimulationConfig:
         if self.scenes < 3:
             raise ValueError(f"scenes must be at least 3 (train, val and test need one each), got {self.scenes}")
         least: dict[str, float] = {
-            "keyframes": 1, "image_width": 32, "image_height": 18, "sweeps_per_keyframe": 1, "lidar_beams": 2,
-            "lidar_azimuth_steps": 16, "lidar_range": 5, "annotation_range": 30, "distance": 0.8, "seed": 0,
-        }  # fmt: skip
+            "keyframes": 1,
+            "image_width": 32,
+            "image_height": 18,
+            "sweeps_per_keyframe": 1,
+            "lidar_beams": 2,
+            "lidar_azimuth_steps": 16,
+            "lidar_range": 5,
+            "annotation_range": 30,
+            "distance": 0.8,
+            "seed": 0,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         most = {"night": 1.0, "fog": 1.0, "lidar_dropout": 0.95, "traffic": 3.0, "occlusion": 2.0, "distance": 2.0}
-        for name in ("night", "fog", "traffic", "occlusion", "speed", "image_noise", "lidar_range_noise",
-                     "lidar_dropout", "camera_time_offset", "calibration_rotation", "calibration_translation"):  # fmt: skip
+        for name in (
+            "night",
+            "fog",
+            "traffic",
+            "occlusion",
+            "speed",
+            "image_noise",
+            "lidar_range_noise",
+            "lidar_dropout",
+            "camera_time_offset",
+            "calibration_rotation",
+            "calibration_translation",
+        ):
             value = getattr(self, name)
             if not 0 <= value <= most.get(name, float("inf")):
                 raise ValueError(f"{name} must be between 0 and {most.get(name, 'infinity')}, got {value}")

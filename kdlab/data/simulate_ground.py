@@ -32,7 +32,16 @@ def _strip(image: Image, cell: float, path: Path, span: tuple[float, float], d0:
         _fill(image, cell, np.concatenate([path.points(part, d0), path.points(part, d1)[::-1]]), label)
 
 
-def _dashes(image: Image, cell: float, path: Path, span: tuple[float, float], d: float, on: float, off: float, width: float = 0.15) -> None:
+def _dashes(
+    image: Image,
+    cell: float,
+    path: Path,
+    span: tuple[float, float],
+    d: float,
+    on: float,
+    off: float,
+    width: float = 0.15,
+) -> None:
     for s in np.arange(span[0], span[1] - on, on + off):
         _strip(image, cell, path, (float(s), float(s + on)), d - width / 2, d + width / 2, lay.WHITE)
 
@@ -61,7 +70,15 @@ def paint_ground(layout: Layout, rng: np.random.Generator, extent: tuple[float, 
     _strip(image, cell, path, whole, -outer - 2.2, outer + 2.2, lay.GRAVEL)
     for c in layout.crosses:
         for arm in c.arms:
-            _strip(image, cell, c.path, arm_span(layout, arm, 0), -layout.cross_half - 2.4, layout.cross_half + 2.4, lay.PAVING)
+            _strip(
+                image,
+                cell,
+                c.path,
+                arm_span(layout, arm, 0),
+                -layout.cross_half - 2.4,
+                layout.cross_half + 2.4,
+                lay.PAVING,
+            )
     _strip(image, cell, path, whole, -outer, outer, lay.PAVING)
     for c in layout.crosses:
         for arm in c.arms:
@@ -81,8 +98,8 @@ def _patches(image: Image, layout: Layout, rng: np.random.Generator) -> None:
     """Repaired asphalt, manholes and the parking lanes' own surface."""
     for side in (-1, 1):
         for span in open_spans(layout, 3.0, side):
-            d = sorted((side * (layout.parking - 1.65), side * layout.half_width))
-            _strip(image, layout.cell, layout.path, span, d[0], d[1], lay.PARKING)
+            d0, d1 = sorted((side * (layout.parking - 1.65), side * layout.half_width))
+            _strip(image, layout.cell, layout.path, span, d0, d1, lay.PARKING)
     for _ in range(int(layout.path.length / 12)):
         s, d = rng.uniform(0, layout.path.length), rng.uniform(-0.8, 0.8) * layout.half_width
         length, width = rng.uniform(1, 7), rng.uniform(0.6, 2)
@@ -153,7 +170,7 @@ def footprint(building: Building, grow: float = 0.0) -> Array:
     l, w, _ = building.size
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * ((l / 2 + grow), (w / 2 + grow))
     c, s = np.cos(building.yaw), np.sin(building.yaw)
-    return corners @ np.array([[c, s], [-s, c]]) + (building.x, building.y)
+    return np.asarray(corners @ np.array([[c, s], [-s, c]]) + (building.x, building.y), dtype=np.float64)
 
 
 def _claim(taken: Image, cell: float, building: Building) -> bool:
@@ -189,7 +206,9 @@ def _street_fronts(layout: Layout, taken: Image, cell: float, rng: np.random.Gen
         low_rise = rng.random() < 0.3
         while s < b - 5:
             width, depth = float(rng.uniform(9, 22)), float(rng.uniform(9, 15))
-            height = float(rng.uniform(4, 8) if low_rise else rng.choice([7.5, 10.8, 14.1, 17.4, 24.0]) + rng.uniform(0, 0.8))
+            height = float(
+                rng.uniform(4, 8) if low_rise else rng.choice([7.5, 10.8, 14.1, 17.4, 24.0]) + rng.uniform(0, 0.8)
+            )
             setback = float(rng.uniform(2.3, 4.0) if rng.random() < 0.8 else rng.uniform(4, 9))
             x, y, yaw = path.at(s + width / 2, side * (offset + setback + depth / 2))
             heading = float(yaw) + (0.0 if side > 0 else np.pi)
@@ -206,7 +225,9 @@ def _skyline(layout: Layout, taken: Image, cell: float, rng: np.random.Generator
     """Taller blocks behind and around, which close the view."""
     buildings: list[Building] = []
     for _ in range(90):
-        x, y, _ = layout.path.at(rng.uniform(-140, layout.path.length + 140), rng.choice([-1, 1]) * rng.uniform(38, 150))
+        x, y, _ = layout.path.at(
+            rng.uniform(-140, layout.path.length + 140), rng.choice([-1, 1]) * rng.uniform(38, 150)
+        )
         size = (float(rng.uniform(14, 30)), float(rng.uniform(14, 26)), float(rng.uniform(12, 42)))
         building = Building(float(x), float(y), float(rng.uniform(-np.pi, np.pi)), size, int(rng.integers(2**31)))
         if _claim(taken, cell, building):
@@ -227,7 +248,9 @@ def _street_props(layout: Layout, rng: np.random.Generator, config: SimulationCo
 
     def put(kind: str, s: float, side: int, d: float) -> None:
         x, y, yaw = layout.path.at(s, side * d)
-        props.append(Prop(kind, float(x), float(y), KERB, float(yaw) + (np.pi if side > 0 else 0.0), int(rng.integers(2**31))))
+        props.append(
+            Prop(kind, float(x), float(y), KERB, float(yaw) + (np.pi if side > 0 else 0.0), int(rng.integers(2**31)))
+        )
 
     for side in (-1, 1):
         trees = rng.random() < 0.8

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlab.data.simulate_config import Array, SimulationConfig, rng_of
+from kdlab.data.simulate_config import Array, Array32, SimulationConfig, rng_of
 
 KERB = 0.14
 """Height of pavements above the road, in metres."""
@@ -134,7 +134,7 @@ class Layout:
     sky: float
     seed: int
 
-    def label(self, x: Array, y: Array) -> NDArray[np.uint8]:
+    def label(self, x: Array | Array32, y: Array | Array32) -> NDArray[np.uint8]:
         """Ground labels at world points; GRASS outside the drawn area."""
         rows, columns = self.ground.shape
         i, j = np.floor(y / self.cell).astype(np.int64), np.floor(x / self.cell).astype(np.int64)
@@ -169,11 +169,15 @@ def make_layout(config: SimulationConfig, scene_index: int, attempt: int, travel
     crosses = tuple(Cross(c.s, c.arms, Path(c.path.xy + shift, c.path.yaw), c.red) for c in crosses)
     extent = path.xy.max(0) + margin
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(24, 62))
-    sun = (float(np.cos(azimuth) * np.cos(elevation)), float(np.sin(azimuth) * np.cos(elevation)), float(np.sin(elevation)))
+    sun = (
+        float(np.cos(azimuth) * np.cos(elevation)),
+        float(np.sin(azimuth) * np.cos(elevation)),
+        float(np.sin(elevation)),
+    )
     cell = max(0.08, float(np.sqrt(extent[0] * extent[1] / 6e7)))
     blank = Layout(
         path, lanes, lane_width, half_width, bike, parking, LEAD, 5.2, crosses, (), (), np.zeros((1, 1), np.uint8),
-        cell, sun, float(rng.choice([0.25, 0.8, 1.0])), int(rng.integers(2**31)),
+        cell, sun, float(rng.choice([0.25, 0.7, 1.0, 1.0])), int(rng.integers(2**31)),
     )  # fmt: skip
     from kdlab.data.simulate_ground import furnished, paint_ground
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,45 +77,62 @@ def merged(meshes: Sequence[Mesh]) -> Mesh:
     )
 
 
+@lru_cache(maxsize=256)
+def _skin(count: int, k: int, caps: bool) -> IntArray:
+    """Faces of a skin over `count` rings of k points."""
+    i, j = np.meshgrid(np.arange(count - 1), np.arange(k), indexing="ij")
+    a, b = (i * k + j).ravel(), (i * k + (j + 1) % k).ravel()
+    faces = [np.stack([a, b, b + k], 1), np.stack([a, b + k, a + k], 1)]
+    if caps:
+        fan = np.arange(1, k - 1)
+        for start in (0, (count - 1) * k):
+            faces.append(np.stack([np.full(k - 2, start), start + fan, start + fan + 1], 1))
+    return np.asarray(np.concatenate(faces), dtype=np.int32)
+
+
+@lru_cache(maxsize=64)
+def _circle(sides: int) -> tuple[Array, Array]:
+    """Cosines and sines [sides, 1] around a circle."""
+    angle = (np.arange(sides) + 0.5) * 2 * np.pi / sides
+    return np.cos(angle)[:, None], np.sin(angle)[:, None]
+
+
+def _cross(a: Array, b: Array) -> Array:
+    """Cross product of two vectors [3]; much faster than NumPy's for single ones."""
+    (ax, ay, az), (bx, by, bz) = a.tolist(), b.tolist()
+    return np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
+
+
 class Builder:
     """Collects primitives into a Mesh. Faces may wind either way: shading turns normals to the viewer."""
 
     def __init__(self) -> None:
         self._vertices: list[Array] = []
         self._faces: list[IntArray] = []
-        self._materials: list[NDArray[np.uint8]] = []
-        self._colors: list[Array] = []
+        self._looks: list[tuple[int, int, Color]] = []
         self._count = 0
 
-    def add(self, vertices: Array, faces: NDArray[np.signedinteger], color: Color, material: Material) -> None:
+    def add(self, vertices: Array, faces: IntArray, color: Color, material: Material) -> None:
         """Add triangles: vertices [V, 3], faces [F, 3], all of one colour and material."""
         self._vertices.append(vertices)
         self._faces.append((faces + self._count).astype(np.int32))
-        self._materials.append(np.full(len(faces), material, dtype=np.uint8))
-        self._colors.append(np.broadcast_to(np.asarray(color, dtype=np.float64), (len(faces), 3)))
+        self._looks.append((len(faces), int(material), color))
         self._count += len(vertices)
 
     def mesh(self) -> Mesh:
         """Everything added so far."""
+        counts = [count for count, _, _ in self._looks]
         return Mesh(
             np.concatenate(self._vertices).astype(np.float32),
             np.concatenate(self._faces),
-            np.concatenate(self._materials),
-            np.concatenate(self._colors).astype(np.float32),
+            np.repeat(np.array([m for _, m, _ in self._looks], dtype=np.uint8), counts),
+            np.repeat(np.array([c for _, _, c in self._looks], dtype=np.float32), counts, axis=0),
         )
 
     def loft(self, sections: Array, color: Color, material: Material, caps: bool = True) -> None:
         """A skin over rings of points [S, K, 3], each ring closed; caps close both ends."""
         count, k = sections.shape[:2]
-        i, j = np.meshgrid(np.arange(count - 1), np.arange(k), indexing="ij")
-        a, b = (i * k + j).ravel(), (i * k + (j + 1) % k).ravel()
-        faces = [np.stack([a, b, b + k], 1), np.stack([a, b + k, a + k], 1)]
-        points = sections.reshape(-1, 3)
-        if caps:
-            fan = np.arange(1, k - 1)
-            for start in (0, (count - 1) * k):
-                faces.append(np.stack([np.full(k - 2, start), start + fan, start + fan + 1], 1))
-        self.add(points, np.concatenate(faces), color, material)
+        self.add(sections.reshape(-1, 3), _skin(count, k, caps), color, material)
 
     def box(
         self,
@@ -148,14 +166,15 @@ class Builder:
     ) -> None:
         """A cylinder or cone frustum between two points."""
         a, b = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
-        axis = (b - a) / np.linalg.norm(b - a)
+        axis = (b - a) / np.sqrt(((b - a) ** 2).sum())
         helper = np.array([0.0, 0.0, 1.0]) if abs(axis[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
-        u = np.cross(axis, helper)
-        u /= np.linalg.norm(u)
-        v = np.cross(axis, u)
-        angle = (np.arange(sides) + 0.5) * 2 * np.pi / sides
-        ring = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
-        self.loft(np.stack([a + ring * radius, b + ring * (radius if end_radius is None else end_radius)]), color, material)
+        u = _cross(axis, helper)
+        u /= np.sqrt((u * u).sum())
+        cosine, sine = _circle(sides)
+        ring = cosine * u + sine * _cross(axis, u)
+        self.loft(
+            np.stack([a + ring * radius, b + ring * (radius if end_radius is None else end_radius)]), color, material
+        )
 
     def blob(
         self,
@@ -204,14 +223,20 @@ class Builder:
     def wheel(self, x: float, y: float, radius: float, width: float, hub: Color = (0.45, 0.46, 0.48)) -> None:
         """A wheel standing on z = 0 with its outer face at y (its sign says on which side)."""
         side = 1.0 if y > 0 else -1.0
-        self.tube((x, y - side * width, radius), (x, y, radius), radius, (0.025, 0.025, 0.028), Material.RUBBER, sides=14)
+        self.tube(
+            (x, y - side * width, radius), (x, y, radius), radius, (0.025, 0.025, 0.028), Material.RUBBER, sides=14
+        )
         self.tube((x, y, radius), (x, y + side * 0.012, radius), radius * 0.62, hub, Material.METAL, radius * 0.5, 10)
         self.tube((x, y + side * 0.012, radius), (x, y + side * 0.02, radius), radius * 0.2, (0.1, 0.1, 0.1), sides=6)
 
-    def ring(self, center: Point, radius: float, thickness: float, color: Color, material: Material, sides: int = 14) -> None:
+    def ring(
+        self, center: Point, radius: float, thickness: float, color: Color, material: Material, sides: int = 14
+    ) -> None:
         """A wheel rim in the x-z plane: a loop of square cross-section."""
         angle = np.arange(sides + 1) * 2 * np.pi / sides
         t = thickness
         cross = [(radius, -t), (radius, t), (radius - 2 * t, t), (radius - 2 * t, -t)]
-        rings = np.array([[(r * np.cos(a), y, r * np.sin(a)) for r, y in cross] for a in angle])
+        rings: Array = np.array(
+            [[(r * np.cos(a), y, r * np.sin(a)) for r, y in cross] for a in angle], dtype=np.float64
+        )
         self.loft(rings + np.asarray(center, dtype=np.float64), color, material, caps=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +65,10 @@ class Caster:
         self.building[: counts[0]] = self.static.building
         a, b, c = (self.mesh.vertices[self.mesh.faces[:, k]] for k in range(3))
         normal = np.cross(b - a, c - a)
-        self.normal: Array32 = (normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)).astype(np.float32)
-        self._tensor = o3d.core.Tensor
+        self.normal: Array32 = (normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)).astype(
+            np.float32
+        )
+        self._tensor = cast(Any, o3d.core.Tensor)
         self._scene: Any = o3d.t.geometry.RaycastingScene(nthreads=1)  # One thread builds the same tree every time.
         self._scene.add_triangles(self._tensor(self.mesh.vertices), self._tensor(self.mesh.faces.astype(np.uint32)))
 
@@ -119,7 +121,8 @@ def render_lidar(
         part: Firings of the revolution to cast, all by default.
 
     Returns:
-        Points [P, 5] in the sensor frame (x, y, z in metres, intensity 0-255, ring) and, [P], the agent each hit (-1 none).
+        Points [P, 5] in the sensor frame (x, y, z in metres, intensity 0-255, ring), and the agent that each hit
+        [P], -1 for none.
     """
     caster = caster or Caster(state)
     directions, rings = lidar_directions(config.lidar_beams, config.lidar_azimuth_steps)
@@ -140,7 +143,9 @@ def render_lidar(
     found, face, distance, strength = found[keep], face[keep], distance[keep], strength[keep]
     measured = distance + rng.normal(0, 1, len(found)).astype(np.float32) * np.float32(config.lidar_range_noise)
     intensity = np.clip(np.sqrt(strength) * 160 + rng.normal(0, 1.5, len(found)), 0, 255).astype(np.float32)
-    points = np.column_stack([directions[found] * measured[:, None], np.round(intensity), rings[found]]).astype(np.float32)
+    points = np.column_stack([directions[found] * measured[:, None], np.round(intensity), rings[found]]).astype(
+        np.float32
+    )
     return points, caster.agent[face]
 
 
@@ -201,7 +206,9 @@ def seen_classes(state: SceneState, within: float = 28.0, least: int = 8) -> set
     number, count = np.unique(owners, return_counts=True)
     hits = dict(zip(number.tolist(), count.tolist(), strict=True))
     ego = state.ego_pose[:2, 3]
-    return {a.name for a in state.agents if np.hypot(a.x - ego[0], a.y - ego[1]) < within and hits.get(a.index, 0) >= least}
+    return {
+        a.name for a in state.agents if np.hypot(a.x - ego[0], a.y - ego[1]) < within and hits.get(a.index, 0) >= least
+    }
 
 
 def visible_shares(state: SceneState, rig: Rig, config: SimulationConfig, caster: Caster) -> dict[int, float]:
@@ -232,7 +239,9 @@ def visible_shares(state: SceneState, rig: Rig, config: SimulationConfig, caster
         reach = np.linalg.norm(view, axis=1)
         area = (normal * view).sum(1) / reach**3
         index = np.flatnonzero(inside & (area > 0))
-        rays = np.concatenate([np.broadcast_to(pose[:3, 3], (len(index), 3)), -view[index] / reach[index, None]], 1).astype(np.float32)
+        rays = np.concatenate(
+            [np.broadcast_to(pose[:3, 3], (len(index), 3)), -view[index] / reach[index, None]], 1
+        ).astype(np.float32)
         hits = caster.cast(rays)
         clear = (hits.face >= 0) & (caster.agent[hits.face] == owner[index])
         for i, weight, ok in zip(owner[index].tolist(), area[index].tolist(), clear.tolist(), strict=True):
@@ -242,10 +251,7 @@ def visible_shares(state: SceneState, rig: Rig, config: SimulationConfig, caster
 
 
 def _surface_points(agent: Agent, count: int = 48) -> tuple[Array, Array]:
-    """Points [count, 3] spread over an agent's box faces' share of surface, with outward normals, in the world.
-
-    The box stands in for the mesh: its faces have outward normals, and a point moves to the mesh along the camera's ray.
-    """
+    """Points [count, 3] spread evenly over an agent's surface in the world, and normals away from its middle."""
     mesh = placed_mesh(agent)
     a, b, c = (mesh.vertices[mesh.faces[:, k]].astype(np.float64) for k in range(3))
     cross = np.cross(b - a, c - a)

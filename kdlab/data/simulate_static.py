@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlab.data import simulate_layout as lay
-from kdlab.data.simulate_config import Array, Array32, IntArray, rng_of, yaw_pose
+from kdlab.data.simulate_config import Array32, IntArray, rng_of, yaw_pose
 from kdlab.data.simulate_ground import arm_span, open_spans
 from kdlab.data.simulate_layout import KERB, PAVEMENT, Building, Layout, Path, Prop
 from kdlab.data.simulate_mesh import Builder, Color, Material, Mesh, merged
 
 LAMP_HEIGHT = 7.4
 _MIPS = 6
+GRASS_COLOR: Color = (0.10, 0.17, 0.045)
 _PALETTE: dict[int, Color] = {
-    lay.GRASS: (0.10, 0.17, 0.045), lay.ASPHALT: (0.105, 0.105, 0.11), lay.WHITE: (0.62, 0.62, 0.6),
+    lay.GRASS: GRASS_COLOR, lay.ASPHALT: (0.105, 0.105, 0.11), lay.WHITE: (0.62, 0.62, 0.6),
     lay.YELLOW: (0.62, 0.42, 0.06), lay.PAVING: (0.30, 0.285, 0.26), lay.KERBSTONE: (0.42, 0.41, 0.39),
     lay.BIKELANE: (0.26, 0.075, 0.055), lay.PATCH: (0.07, 0.07, 0.074), lay.PARKING: (0.135, 0.133, 0.13),
     lay.GRAVEL: (0.22, 0.20, 0.16), lay.MANHOLE: (0.035, 0.035, 0.035),
@@ -86,7 +87,8 @@ def _ground_levels(layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         flat.append(level.reshape(-1, 3))
         shapes.append(level.shape[:2])
         rows, columns = max(level.shape[0] // 2, 1), max(level.shape[1] // 2, 1)
-        level = cv2.resize(level[: rows * 2, : columns * 2], (columns, rows), interpolation=cv2.INTER_AREA)
+        smaller = cv2.resize(level[: rows * 2, : columns * 2], (columns, rows), interpolation=cv2.INTER_AREA)
+        level = np.asarray(smaller, dtype=np.uint8)
     starts = np.cumsum([0, *[len(f) for f in flat[:-1]]])
     return np.concatenate(flat), starts.astype(np.int64), np.array(shapes, dtype=np.int64)
 
@@ -121,7 +123,7 @@ def _ground_mesh(layout: Layout) -> Mesh:
     far, middle = 700.0, np.array([columns / 2, rows / 2])
     corners = np.array([[-far, -far, 0], [far, -far, 0], [far, far, 0], [-far, far, 0]])
     corners[:, :2] += middle
-    b.add(corners, np.array([[0, 1, 2], [0, 2, 3]]), (0.3, 0.3, 0.3), Material.GROUND)
+    b.add(corners, np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32), (0.3, 0.3, 0.3), Material.GROUND)
     half, outer = layout.half_width, layout.half_width + PAVEMENT
     for side in (-1, 1):
         for span in open_spans(layout, 0.0, side):
@@ -129,7 +131,9 @@ def _ground_mesh(layout: Layout) -> Mesh:
     for c in layout.crosses:
         for arm in c.arms:
             for side in (-1, 1):
-                _band(b, c.path, arm_span(layout, arm, outer), side * layout.cross_half, side * (layout.cross_half + 2.4))
+                _band(
+                    b, c.path, arm_span(layout, arm, outer), side * layout.cross_half, side * (layout.cross_half + 2.4)
+                )
     return b.mesh()
 
 
@@ -157,9 +161,12 @@ def _building_mesh(building: Building) -> Mesh:
     if h > 7 and rng.random() < 0.5:
         cloth = ((0.45, 0.05, 0.04), (0.05, 0.2, 0.12), (0.1, 0.14, 0.3), (0.6, 0.5, 0.3))[int(rng.integers(4))]
         for x in np.arange(-l / 2 + 2.0, l / 2 - 2.0, 4.6):
-            low, high = [(x - 1.5, -w / 2 - 1.1, 2.75), (x + 1.5, -w / 2 - 1.1, 2.75)], [(x + 1.5, -w / 2, 3.3), (x - 1.5, -w / 2, 3.3)]
+            low, high = (
+                [(x - 1.5, -w / 2 - 1.1, 2.75), (x + 1.5, -w / 2 - 1.1, 2.75)],
+                [(x + 1.5, -w / 2, 3.3), (x - 1.5, -w / 2, 3.3)],
+            )
             ring = np.array(low + high)
-            b.loft(np.stack([ring, ring + (0, 0, 0.05)]), cloth, Material.CLOTH)
+            b.loft(np.stack([ring, ring + np.array([0, 0, 0.05])]), cloth, Material.CLOTH)
     if h > 10 and rng.random() < 0.5:
         for z in np.arange(6.9, h - 2, 3.3):
             for x in np.arange(-l / 2 + 2.4, l / 2 - 1.5, 4.8):
@@ -195,7 +202,14 @@ def _prop_mesh(prop: Prop) -> Mesh:
     elif prop.kind == "bush":
         for _ in range(3):
             r = rng.uniform(0.3, 0.5)
-            b.blob((rng.uniform(-0.5, 0.5), rng.uniform(-0.15, 0.15), r * 0.7), (r * 1.2, r, r), (0.07, 0.14, 0.03), Material.FOLIAGE, rng, 0.2)
+            b.blob(
+                (rng.uniform(-0.5, 0.5), rng.uniform(-0.15, 0.15), r * 0.7),
+                (r * 1.2, r, r),
+                (0.07, 0.14, 0.03),
+                Material.FOLIAGE,
+                rng,
+                0.2,
+            )
     elif prop.kind == "lamp":
         b.tube((0, 0, 0), (0, 0, 1.0), 0.11, metal, Material.METAL, sides=8)
         b.tube((0, 0, 1.0), (0, 0, LAMP_HEIGHT), 0.075, metal, Material.METAL, 0.05, 8)
@@ -239,5 +253,11 @@ def signal_heads(layout: Layout, red: tuple[bool, ...]) -> Mesh | None:
                 face = np.array([c, s, 0.0])
                 shown: Color = color if lit else (color[0] * 0.08, color[1] * 0.08, color[2] * 0.08)
                 for sign in (-1, 1):
-                    b.tube(at + sign * face * 0.15, at + sign * face * 0.19, 0.11, shown, Material.SIGNAL if lit else Material.MATTE)
+                    b.tube(
+                        at + sign * face * 0.15,
+                        at + sign * face * 0.19,
+                        0.11,
+                        shown,
+                        Material.SIGNAL if lit else Material.MATTE,
+                    )
     return b.mesh() if index else None

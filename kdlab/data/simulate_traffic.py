@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdlab.data.simulate_config import Array, SimulationConfig
 from kdlab.data.simulate_ground import open_spans
@@ -84,7 +85,9 @@ class Planner:
         self._people()
         self.tracks = without_collisions(self.tracks, self.ego)
 
-    def _add(self, name: str, style: str, size: Size, xyz: Array, yaw: Array, parked: bool, rank: int, unit: int) -> None:
+    def _add(
+        self, name: str, style: str, size: Size, xyz: Array, yaw: Array, parked: bool, rank: int, unit: int
+    ) -> None:
         seed = int(self.rng.integers(2**31))
         self.tracks.append(Track(name, style, size, seed, xyz, np.unwrap(yaw), parked, rank, unit))
 
@@ -95,7 +98,22 @@ class Planner:
     # Parked rows -------------------------------------------------------------------------------------------------
 
     def _parked_rows(self) -> None:
-        deck = ["work", "moto", "car", "car", "truck", "bikes", "bus", "car", "trailer", "moto", "car", "gap", "bikes", "car"]
+        deck = [
+            "work",
+            "moto",
+            "car",
+            "car",
+            "truck",
+            "bikes",
+            "bus",
+            "car",
+            "trailer",
+            "moto",
+            "car",
+            "gap",
+            "bikes",
+            "car",
+        ]
         start = int(self.rng.integers(len(deck)))
         for side in (-1, 1):
             card = start if side < 0 else start + len(deck) // 2
@@ -129,10 +147,19 @@ class Planner:
         self._stand(kind, style, s + size[0] / 2, side, d + rng.uniform(-0.08, 0.12), rng.normal(0, 0.01), size)
         if kind == "bus":
             for k in range(int(rng.integers(1, 4))):  # People wait at the stop.
-                self._stand("pedestrian", "stand", s + 9 + 0.9 * k, side, self.layout.half_width + rng.uniform(1.2, 2), rng.uniform(-3, 3))
+                self._stand(
+                    "pedestrian",
+                    "stand",
+                    s + 9 + 0.9 * k,
+                    side,
+                    self.layout.half_width + rng.uniform(1.2, 2),
+                    rng.uniform(-3, 3),
+                )
         return size[0] + 0.4
 
-    def _stand(self, name: str, style: str, s: float, side: int, d: float, turn: float, size: Size | None = None) -> None:
+    def _stand(
+        self, name: str, style: str, s: float, side: int, d: float, turn: float, size: Size | None = None
+    ) -> None:
         """Put something that stays where it is, side * d off the middle; turn is relative to the traffic there."""
         size = size or agent_size(name, style, self.rng)
         x, y, yaw = self.layout.path.at(s, side * d)
@@ -167,9 +194,14 @@ class Planner:
         parts: list[tuple[str, str, Size]] = []
         if kind == "train":
             box = str(rng.choice(["box", "container"]))
-            parts = [("truck", "tractor", agent_size("truck", "tractor", rng)), ("trailer", box, agent_size("trailer", box, rng))]
+            parts = [
+                ("truck", "tractor", agent_size("truck", "tractor", rng)),
+                ("trailer", box, agent_size("trailer", box, rng)),
+            ]
         else:
-            style = {"car": car_style(rng), "truck": str(rng.choice(["box", "flat"])), "motorcycle": "rider"}.get(kind, "")
+            style = {"car": car_style(rng), "truck": str(rng.choice(["box", "flat"])), "motorcycle": "rider"}.get(
+                kind, ""
+            )
             parts = [(kind, style, agent_size(kind, style, rng))]
         wish = rng.uniform(6.5, 10.5) * self.config.speed
         return _Unit(parts, s, wish * 0.9, wish, sum(p[2][0] for p in parts) + 0.5 * (len(parts) - 1))
@@ -206,7 +238,9 @@ class Planner:
             units.append(_Unit([("bicycle", "rider", size)], s, wish, wish, size[0]))
             s -= rng.uniform(12, 42) / max(self.config.traffic, 0.05)
         layout = self.layout
-        self._drive(units, layout.path, direction, -layout.bike, self._lines(direction), (3.0, layout.path.length - 3), 3)
+        self._drive(
+            units, layout.path, direction, -layout.bike, self._lines(direction), (3.0, layout.path.length - 3), 3
+        )
 
     def _cross_lane(self, cross: Cross, direction: int) -> None:
         """Traffic of a cross street: it may go while the road has red, and only where it has somewhere to go."""
@@ -326,7 +360,7 @@ def corners_of(x: Array, y: Array, yaw: Array, length: float, width: float) -> A
     return np.stack([x[..., None] + c * dx - s * dy, y[..., None] + s * dx + c * dy], -1)
 
 
-def overlap(a: Array, b: Array) -> Array:
+def overlap(a: Array, b: Array) -> NDArray[np.bool_]:
     """Whether rectangles [..., 4, 2] overlap (separating axes), [...] bool."""
     apart = np.zeros(a.shape[:-2], dtype=bool)
     for box in (a, b):
@@ -334,7 +368,7 @@ def overlap(a: Array, b: Array) -> Array:
             axis = box[..., k + 1, :] - box[..., k, :]
             pa, pb = (a * axis[..., None, :]).sum(-1), (b * axis[..., None, :]).sum(-1)
             apart |= (pa.max(-1) < pb.min(-1)) | (pb.max(-1) < pa.min(-1))
-    return ~apart
+    return np.asarray(~apart, dtype=np.bool_)
 
 
 def without_collisions(tracks: list[Track], ego: Array, gap: float = 0.12) -> list[Track]:
@@ -342,7 +376,11 @@ def without_collisions(tracks: list[Track], ego: Array, gap: float = 0.12) -> li
     shift = EGO_AXLE - EGO_SIZE[0] / 2
     boxes = [corners_of(t.xyz[:, 0], t.xyz[:, 1], t.yaw, t.size[0] + gap, t.size[1] + gap) for t in tracks]
     own = corners_of(
-        ego[:, 0] + shift * np.cos(ego[:, 2]), ego[:, 1] + shift * np.sin(ego[:, 2]), ego[:, 2], EGO_SIZE[0] + 1.0, EGO_SIZE[1] + 0.5
+        ego[:, 0] + shift * np.cos(ego[:, 2]),
+        ego[:, 1] + shift * np.sin(ego[:, 2]),
+        ego[:, 2],
+        EGO_SIZE[0] + 1.0,
+        EGO_SIZE[1] + 0.5,
     )
     boxes.append(own)
     ranks = [t.rank for t in tracks] + [0]

@@ -124,14 +124,33 @@ def state_of(plan: ScenePlan, config: SimulationConfig, time: float) -> SceneSta
         stride = int(time * 1.9 * GAIT_STEPS / 2 + track.seed) % GAIT_STEPS if speed > 0.2 else 0
         agents.append(
             Agent(
-                index, track.name, CATEGORIES[track.name], track.style, track.size, float(xyz[0]), float(xyz[1]), float(xyz[2]),
-                float(yaw), float(rate[0]), float(rate[1]), _attribute(track, speed), track.seed, stride,
-            )  # fmt: skip
+                index,
+                track.name,
+                CATEGORIES[track.name],
+                track.style,
+                track.size,
+                float(xyz[0]),
+                float(xyz[1]),
+                float(xyz[2]),
+                float(yaw),
+                float(rate[0]),
+                float(rate[1]),
+                _attribute(track, speed),
+                track.seed,
+                stride,
+            )
         )
     ego, velocity = _between(plan.ego, time)
     red = tuple(c.red[0] <= time < c.red[1] for c in plan.layout.crosses)
     pose = yaw_pose(float(ego[0]), float(ego[1]), 0.0, float(ego[2]))
-    return SceneState(plan.layout, time, pose, (float(velocity[0]), float(velocity[1])), tuple(agents), red, config.night, config.fog)
+    return SceneState(
+        plan.layout, time, pose, (float(velocity[0]), float(velocity[1])), tuple(agents), red, config.night, config.fog
+    )
+
+
+def _near(state: SceneState, name: str, within: float = 28.0) -> bool:
+    ego = state.ego_pose[:2, 3]
+    return any(a.name == name and np.hypot(a.x - ego[0], a.y - ego[1]) < within for a in state.agents)
 
 
 @lru_cache(maxsize=2)
@@ -141,14 +160,17 @@ def accepted_plan(config: SimulationConfig, scene_index: int) -> ScenePlan:
 
     best: tuple[int, ScenePlan] | None = None
     times = np.linspace(0, (config.keyframes - 1) * KEYFRAME_STEP, min(config.keyframes, 5))
-    for attempt in range(24):
+    enough = min(2, len(times))
+    for attempt in range(60):
         plan = plan_scene(config, scene_index, attempt)
+        states = [state_of(plan, config, float(time)) for time in times]
         counts = dict.fromkeys(CATEGORIES, 0)
-        for time in times:
-            for name in seen_classes(state_of(plan, config, float(time))):
-                counts[name] += 1
+        if all(sum(_near(state, name) for state in states) >= enough for name in CATEGORIES):  # Else spare the rays.
+            for state in states:
+                for name in seen_classes(state):
+                    counts[name] += 1
         worst = min(counts.values())
-        if worst >= min(2, len(times)):
+        if worst >= enough:
             return plan
         if best is None or worst > best[0]:
             best = (worst, plan)

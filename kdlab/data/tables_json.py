@@ -73,7 +73,8 @@ def read_columns(folder: Path) -> dict[str, Array]:
         _read_sensor_files(folder, columns, keyframes, channels)
         _read_boxes(folder, columns, keyframes)
     except KeyError as error:
-        raise ValueError(f"{folder}: a record has no field {error}; these are not nuScenes v1.0 tables") from error
+        what = f"no field or record {error}, which another needs"
+        raise ValueError(f"{folder}: {what}; these are not complete nuScenes v1.0 tables; {_CURE}") from error
     columns["digest"] = np.array(_digest(folder, columns).encode())
     columns["splits"] = np.array(json.dumps(_splits(folder, [n.decode() for n in columns["scene_name"]])).encode())
     return columns

@@ -53,13 +53,13 @@ class Distiller(nn.Module):
         sides: dict[str, HasChannels] = {"student": student, **self._frozen}  # type: ignore[dict-item]
         self._channels = {side: network.channels for side, network in sides.items()}
         self.check()
-        self.adapters = nn.ModuleDict(self._build_adapters())
+        self.adapters = nn.ModuleDict({_key(name): module for name, module in self._build_adapters().items()})
         mode = method.teacher_mode
         for network in self._frozen.values():
             network.requires_grad_(False)
             network.train(mode.batch_statistics)
         trainable = {name: teacher.get_submodule(name) for name in mode.trainable}
-        self.teacher_parts = nn.ModuleDict({name.replace(".", "/"): part for name, part in trainable.items()})
+        self.teacher_parts = nn.ModuleDict({_key(name): part for name, part in trainable.items()})
         self.teacher_parts.requires_grad_(True)
 
     def check(self) -> None:
@@ -133,7 +133,7 @@ class Distiller(nn.Module):
             batch,
             self.method.on,
             {a.name: a for a in self.method.adapters},
-            dict(self.adapters.items()),
+            {a.name: self.adapters[_key(a.name)] for a in self.method.adapters if _key(a.name) in self.adapters},
         )
 
     def _run(self, side: str, batch: Batch, given: Features | None) -> Features | None:
@@ -197,6 +197,11 @@ def copy_start(method: Method, student: nn.Module, teacher: nn.Module) -> list[s
     return [start.module for start in method.start]
 
 
+def _key(name: str) -> str:
+    """A name as `nn.ModuleDict` takes it."""
+    return name.replace(".", "/")
+
+
 def _widths(term: Term, channels: Mapping[str, Channels]) -> tuple[int, int]:
     """Widths of a term's student tensor (after slicing) and of its source; 0 where there is none."""
     path = TensorPath.parse(term.student)
@@ -233,9 +238,9 @@ def _problems(term: Term, channels: Mapping[str, Channels]) -> Iterator[str]:
 
 def _present(channels: Channels) -> str:
     names = ["image", "depth", "camera_bev", "lidar_bev", "bev", "neck"]
-    found = [name for name in names if getattr(channels, name) is not None]
+    found = [name for name in names if getattr(channels, name)]
     found += [f"stages[{i}]" for i in range(len(channels.stages))]
-    return ", ".join(found + (["predictions"] if channels.heatmap is not None else []))
+    return ", ".join(found + (["predictions"] if channels.heatmap else []))
 
 
 def _detached(features: Features) -> Features:

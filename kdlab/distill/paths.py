@@ -12,7 +12,7 @@ from kdlab.sample import Features, Predictions
 
 
 class Channels(Protocol):
-    """Widths of everything in `Features` that a detector fills; None where it has no such tensor.
+    """Widths of everything in `Features` that a detector fills; None or 0 where it has no such tensor.
 
     ``camera_bev`` stands for ``camera_bev_aligned`` too; ``depth`` is the number of bins.
     """
@@ -97,10 +97,10 @@ class TensorPath:
     def width(self, channels: Channels) -> int | None:
         """Its number of channels; None where the detector has no such tensor."""
         if self.name == "stages":
-            return channels.stages[self.index] if self.index is not None and self.index < len(channels.stages) else None
+            return dict(enumerate(channels.stages)).get(self.index if self.index is not None else -1)
         names = {"camera_bev_aligned": "camera_bev", "predictions": self.part or "heatmap"}
         width: int | None = getattr(channels, names.get(self.name, self.name))
-        return width
+        return width or None
 
     def read(self, features: Features) -> Tensor | Predictions:
         """The tensor (or whole predictions).

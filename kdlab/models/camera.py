@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from kdlab.config import CameraConfig, DetectorConfig
@@ -17,6 +15,9 @@ from kdlab.models.layers import ConvNorm, ResidualBlock, full_precision
 from kdlab.models.lift import Frustum, LiftCache, LiftIndex, align, depth_bins, splat
 from kdlab.models.norm import across_ranks
 from kdlab.sample import Batch, Lift
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Mean of R, G, B over ImageNet, in 0..255: what timm's weights were trained with."""
@@ -33,6 +34,8 @@ def build_backbone(config: CameraConfig, pretrained: bool) -> nn.Module:
         ValueError: unknown name, or no map of these strides.
         RuntimeError: pretrained weights cannot be had; the message names the cure.
     """
+    import timm  # takes seconds to import: only detectors with cameras pay for it
+
     name = config.backbone
     try:
         strides = _levels(timm.create_model(name, features_only=True, pretrained=False)).reduction()
@@ -55,7 +58,7 @@ def build_backbone(config: CameraConfig, pretrained: bool) -> nn.Module:
 
 
 def _levels(backbone: nn.Module) -> FeatureInfo:
-    return cast(FeatureInfo, backbone.feature_info)
+    return cast("FeatureInfo", backbone.feature_info)
 
 
 class ImageNeck(nn.Module):

@@ -14,7 +14,8 @@ def intersection(first: Tensor, second: Tensor) -> Tensor:
     """Area in m^2 of the intersection of the footprints of K pairs of boxes [K, 9], float64 [K].
 
     Green's theorem: the area is half the sum of cross products along the intersection's border, which is made of the
-    parts of each rectangle's edges that lie in the other one. A border shared by both counts for the first only.
+    parts of each rectangle's edges that lie in the other one. A border shared by both counts for the first only,
+    and not at all where the two touch from outside.
     """
     origin = first[:, :2].double()  # far from 0 the cross products would cancel
     corners = []
@@ -23,16 +24,18 @@ def intersection(first: Tensor, second: Tensor) -> Tensor:
         local[:, :2] -= origin
         corners.append(footprint(local).flip(1))  # counter-clockwise
     a, b = corners
-    area: Tensor = (_border(a, b, _EPSILON) + _border(b, a, -_EPSILON)) / 2
+    area: Tensor = (_border(a, b, shared=True) + _border(b, a, shared=False)) / 2
     return area.clamp(min=0)
 
 
-def _border(inner: Tensor, outer: Tensor, slack: float) -> Tensor:
+def _border(inner: Tensor, outer: Tensor, shared: bool) -> Tensor:
     """Sum of cross products along the parts of the edges of ``inner`` that lie in ``outer``, both [K, 4, 2]."""
     start, edge = inner, inner.roll(-1, 1) - inner
     side = outer.roll(-1, 1) - outer
     side = side / side.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    # Signed distance to side s of a point start + t edge is high + t slope; inside it is above -slack.
+    along = (edge[:, :, None] * side[:, None]).sum(-1) > 0
+    slack = torch.where(along & shared, _EPSILON, -_EPSILON)
+    # Signed distance to side s of a point start + t edge, plus slack, is high + t slope; inside it is positive.
     high = _cross(side[:, None], start[:, :, None] - outer[:, None]) + slack  # [K, edge, side]
     slope = _cross(side[:, None], edge[:, :, None])
     level = slope.abs() < 1e-12

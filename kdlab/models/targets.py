@@ -68,7 +68,7 @@ def gaussian_radius(length: Tensor, width: Tensor, overlap: float, released: boo
 
 
 def encode_boxes(values: Tensor, grid: BEVGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Of boxes [..., 9]: codes [..., 10], flat cells int64 [...] (0 outside), whether centres are inside, bool [...]."""
+    """Codes [..., 10], flat cells int64 [...] (0 outside) and "inside" bool [...] of boxes [..., 9]."""
     column, row, inside = grid.locate(values[..., :2])
     offset = grid.to_cells(values[..., :2]) - torch.stack((column, row), -1)
     sizes = values[..., 3:6].clamp(min=_LEAST_SIZE).log()

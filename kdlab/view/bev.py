@@ -210,7 +210,14 @@ def feature_maps(
     titles = [f"{n} ({len(m)} channels)" for n, m in zip(names, (a, b), strict=True)] + [heading, "cosine similarity"]
     if same:
         cosine = bev_image(axes[3], array(cosine_map(a, b)), grid, norm=Normalize(-1, 1), cmap="PuOr")
-        colour_bar(axes[3], cosine, "cosine", orientation="horizontal", fraction=0.08, extend="neither")
+        colour_bar(
+            axes[3],
+            cosine,
+            "cosine (grey: one map is all zero)",
+            orientation="horizontal",
+            fraction=0.08,
+            extend="neither",
+        )
     for ax, title in zip(axes, titles, strict=False):
         bev_axes(ax, grid, title)
         if boxes is not None:

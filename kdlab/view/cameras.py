@@ -105,9 +105,9 @@ def _label(ax: Axes, tops: Array, kinds: list[int], order: list[int], size: tupl
     for index in order:
         text = CLASSES[kinds[index]].replace("_", " ")
         u, v = float(tops[index, 0]), float(tops[index, 1])
-        half = letter * len(text) / 2
+        half = letter * (len(text) + 1) / 2
         free = all(abs(v - q) > line or abs(u - p) > half + other for p, q, other in taken)
-        if free and 0 <= u < width and 0 <= v < height:
+        if free and half <= u < width - half and line <= v < height:
             taken.append((u, v, half))
             halo: list[Any] = [withStroke(linewidth=2.0, foreground="white", alpha=0.8)]
             ax.text(u, v - 2, text, color=colour, path_effects=halo, **options)

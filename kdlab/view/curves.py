@@ -115,7 +115,7 @@ def metric_comparison(runs: Mapping[str, Metrics], title: str = "") -> Figure:
     classes = np.array([[m.label_aps[k] for k in CLASSES] for m in found])
     _bars(axes["scores"], ["mAP", "NDS"], scores, runs)
     axes["scores"].set(title="higher is better", ylabel="score (0 to 1)")
-    _bars(axes["errors"], [f"{name}\n({UNITS[name]})" for name in TP_ERRORS.values()], errors, runs)
+    _bars(axes["errors"], [f"{name}\n({UNITS[name]})" for name in TP_ERRORS.values()], errors, runs, digits=2)
     axes["errors"].set(title="lower is better", ylabel="error of true positives")
     absent = [all(m.counts[k] == 0 for m in found) for k in CLASSES]
     counts = [max(m.counts[k] for m in found) for k in CLASSES]
@@ -129,7 +129,12 @@ def metric_comparison(runs: Mapping[str, Metrics], title: str = "") -> Figure:
 
 
 def _bars(
-    ax: Axes, names: Sequence[str], values: Array, runs: Mapping[str, Metrics], absent: Sequence[bool] = ()
+    ax: Axes,
+    names: Sequence[str],
+    values: Array,
+    runs: Mapping[str, Metrics],
+    absent: Sequence[bool] = (),
+    digits: int = 3,
 ) -> None:
     """Groups of bars, values [runs, names], each with its number above."""
     width = 0.8 / len(values)
@@ -139,13 +144,13 @@ def _bars(
         places = np.arange(len(names)) + (index - (len(values) - 1) / 2) * width
         drawn = ax.bar(places, np.nan_to_num(row), width * 0.92, label=run, color=colour)
         gone = absent or [False] * len(row)
-        labels = ["" if g else f"{v:.2f}" if np.isfinite(v) else "none" for v, g in zip(row, gone, strict=True)]
+        labels = ["" if g else f"{v:.{digits}f}" if np.isfinite(v) else "none" for v, g in zip(row, gone, strict=True)]
         ax.bar_label(drawn, labels, fontsize=small, padding=1, rotation=90 if width < 0.14 else 0)
     for place in np.flatnonzero(absent):
         ax.axvspan(place - 0.45, place + 0.45, facecolor="#E8E8E8", edgecolor="#C8C8C8", hatch="///", linewidth=0)
         middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.get_xaxis_transform()}
         ax.text(place, 0.5, "no ground\ntruth", fontsize=8, color="#666666", **middle)
     ax.set_xticks(range(len(names)), names, fontsize=8)
-    ax.set_ylim(0, max(top, 1e-6) * 1.15)
+    ax.set_ylim(0, max(top, 0.05) * 1.15)  # hundredths are not to look like a triumph
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)

@@ -44,7 +44,7 @@ EGO_LENGTH, EGO_WIDTH, EGO_REAR = 4.08, 1.73, 1.0
 
 def colour_of(name: str, index: int = 0) -> str:
     """The colour of a set of boxes or a run: fixed for truth, teacher and student, else by its place in the palette."""
-    fixed = {"truth": TRUTH, "teacher": TEACHER, "student": STUDENT}
+    fixed = {"truth": TRUTH, "teacher": TEACHER, "student": STUDENT, "detector": STUDENT}
     return fixed.get(name, OTHERS[index % len(OTHERS)])
 
 
@@ -127,7 +127,7 @@ def draw_ego(ax: Axes, grid: BEVGrid) -> None:
     front, half = EGO_LENGTH - EGO_REAR, EGO_WIDTH / 2
     outline = [(half, -EGO_REAR), (-half, -EGO_REAR), (-half, front), (half, front)]
     ax.add_patch(Polygon(outline, closed=True, facecolor="white", edgecolor="black", linewidth=1.2, zorder=6))
-    head, tip = 0.018 * reach, front + 0.07 * reach
+    head, tip = 0.013 * reach, front + 0.055 * reach
     shaft = tip - 2.2 * head
     arrow = [
         (-head / 4, 0),

@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 def ego_pose(scene: int, time: int) -> tuple[Quaternion, np.ndarray]:
-    """Rotation and translation of the ego in the map, a curve driven at 6 m/s; slightly pitched, to be no flat problem."""
+    """Rotation and translation of the ego in the map, a curve driven at 6 m/s, slightly pitched."""
     seconds = (time - START - scene * 60_000_000) * 1e-6
     turn = Quaternion(axis=(0, 0, 1), angle=0.4 + scene + 0.15 * seconds) * Quaternion(axis=(0, 1, 0), angle=0.01)
     return turn, np.array((600 + 6 * seconds * np.cos(0.4 + scene), 1600 + 6 * seconds * np.sin(0.4 + scene), 0.3))

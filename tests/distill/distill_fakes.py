@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Batch, Boxes3D, Features, Predictions, TaskPrediction
 
-GRID = BEVGrid((-12.0, 12.0), (-9.0, 9.0), 0.6)  # 30 rows, 40 columns
+GRID = BEVGrid((-12.0, 12.0), (-9.0, 9.0), 0.75)  # 24 rows, 32 columns
 SQUARE = BEVGrid.square(12.0, 0.6)
 
 
@@ -101,7 +101,9 @@ class FakeDetector(nn.Module):
         self.channels = channels
         self.grid = grid
         self.seed = seed
-        self.encoder = nn.Conv2d(channels.bev or 1, channels.bev or 1, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.encoder = nn.Conv2d(channels.bev or 1, channels.bev or 1, 1)
         self.norm = nn.BatchNorm2d(channels.bev or 1)
 
     def forward(self, batch: Batch) -> Features:

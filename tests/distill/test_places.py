@@ -13,7 +13,7 @@ def _places(seed: int):
     yield torch.rand(2, 7, generator=g), Points(uv)
     yield torch.rand(2, 7, generator=g), Pairs(uv, uv.flip(1))
     yield torch.rand(2, 4, generator=g), Boxes(boxes(seed, (4, 3), reach=14).values)
-    yield torch.rand(2, 5, generator=g), Slots(torch.randint(-20, 1300, (2, 5), generator=g))
+    yield torch.rand(2, 5, generator=g), Slots(torch.randint(-20, 800, (2, 5), generator=g))
     yield torch.rand(2, *GRID.shape, generator=g), Cells()
     yield torch.rand(2, 3, *GRID.shape, generator=g), Cells()
     yield torch.rand(2, 3, 5, generator=g), Nowhere(2)
@@ -40,8 +40,8 @@ def test_points_are_spread_by_bilinear_weights():
 
 
 def test_points_in_metres_are_points_in_cells():
-    xy = torch.tensor([[[-11.7, -8.7], [0.0, 0.0]]])
-    torch.testing.assert_close(Points.at(xy, GRID).uv, torch.tensor([[[0.5, 0.5], [20.0, 15.0]]]))
+    xy = torch.tensor([[[-11.625, -8.625], [0.0, 0.0]]])
+    torch.testing.assert_close(Points.at(xy, GRID).uv, torch.tensor([[[0.5, 0.5], [16.0, 12.0]]]))
 
 
 def test_a_pair_is_halved():
@@ -51,18 +51,19 @@ def test_a_pair_is_halved():
 
 
 def test_slots_are_cells_by_flat_index():
-    found = TermResult.of(torch.ones(1, 3), Slots(torch.tensor([[41, -1, 1200]])), GRID)
-    assert found.map()[0, 1, 1] == 1 and found.off_map == 2
+    found = TermResult.of(torch.ones(1, 3), Slots(torch.tensor([[33, -1, 768]])), GRID)
+    assert found.map()[0, 1, 1] == 1
+    assert found.off_map == 2
 
 
 def test_boxes_fill_their_footprint_or_their_centre():
     values = torch.zeros(1, 3, 9)
-    values[0, 0, :5] = torch.tensor([0.3, 0.3, 0.0, 1.8, 0.6])  # three cells
+    values[0, 0, :5] = torch.tensor([0.375, 0.375, 0.0, 2.25, 0.75])  # three cells
     values[0, 1, :5] = torch.tensor([3.1, 3.1, 0.0, 0.1, 0.1])  # between cell centres
     values[0, 2, 0] = 99
     found = TermResult.of(torch.ones(1, 3), Boxes(values), GRID)
-    torch.testing.assert_close(found.map()[0, 15, 19:22], torch.full((3,), 1 / 3))
-    assert found.map()[0, 20, 25] == 1 and found.off_map == 1
+    torch.testing.assert_close(found.map()[0, 12, 15:18], torch.full((3,), 1 / 3))
+    assert found.map()[0, 16, 20] == 1 and found.off_map == 1
 
 
 def test_empty_places():

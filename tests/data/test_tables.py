@@ -1,0 +1,187 @@
+"""The column cache of the tables: fresh, stale, damaged, not writable; damaged tables."""
+
+import json
+import os
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mini_set import VERSION, write_mini_set
+
+from kdlab.data import tables as module
+from kdlab.data.tables import CACHE_NAME, Tables, load_tables
+from kdlab.data.tables_json import records
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_mini_set(tmp_path / "set") / VERSION
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders whose JSON files were read."""
+    seen: list[Path] = []
+    original = module.read_columns
+
+    def counted(folder: Path) -> dict[str, np.ndarray]:
+        seen.append(folder)
+        return original(folder)
+
+    monkeypatch.setattr(module, "read_columns", counted)
+    return seen
+
+
+def assert_same(a: Tables, b: Tables) -> None:
+    for f in fields(Tables):
+        left, right = getattr(a, f.name), getattr(b, f.name)
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+
+
+def test_second_start_reads_the_cache(folder: Path, readings: list[Path]) -> None:
+    one, two = load_tables(folder), load_tables(folder)
+    assert readings == [folder] and (folder / CACHE_NAME).is_file()
+    assert_same(one, two)
+    assert [f.name for f in folder.iterdir() if ".tmp" in f.name] == []
+
+
+def test_changed_table_or_schema_rebuilds(folder: Path, readings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_tables(folder)
+    path = folder / "category.json"
+    edit(path, '"name": "vehicle.car"', '"name": "vehicle.bus.rigid"')
+    second = load_tables(folder)
+    assert len(readings) == 2 and first.digest != second.digest
+    os.utime(path, (1, 1))
+    third = load_tables(folder)
+    assert len(readings) == 3 and second.digest == third.digest
+    monkeypatch.setattr(module, "SCHEMA", module.SCHEMA + 1)
+    load_tables(folder)
+    assert len(readings) == 4
+    load_tables(folder)
+    assert len(readings) == 4
+
+
+def test_digest_covers_generator_settings_but_not_splits(folder: Path) -> None:
+    first = load_tables(folder).digest
+    (folder / "splits.json").write_text(json.dumps({"more": ["tiny-0001"]}))
+    assert load_tables(folder).digest == first
+    (folder / "settings.json").write_text(json.dumps({"night": 1.0}))
+    assert load_tables(folder).digest != first
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "garbage", "pickle", "lacking"])
+def test_damaged_cache_is_rebuilt(folder: Path, readings: list[Path], damage: str) -> None:
+    good, path = load_tables(folder), folder / CACHE_NAME
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        with zipfile.ZipFile(path) as archive:
+            place = archive.getinfo("box_geometry.npy").header_offset + 400
+        data[place] ^= 0xFF
+        path.write_bytes(data)
+    elif damage in ("empty", "garbage"):
+        path.write_bytes(b"" if damage == "empty" else b"garbage" * 100)
+    else:
+        with np.load(path) as file:
+            columns = dict(file)
+        if damage == "pickle":
+            columns["pose"] = np.array([{"a": 1}], object)
+        else:
+            del columns["pose"]
+        np.savez(path, **columns)
+    assert_same(load_tables(folder), good)
+    assert len(readings) == 2
+    load_tables(folder)
+    assert len(readings) == 2
+
+
+def test_read_only_folder_uses_the_users_cache(folder: Path, readings: list[Path], tmp_path: Path) -> None:
+    folder.chmod(0o555)
+    try:
+        one, two = load_tables(folder), load_tables(folder)
+    finally:
+        folder.chmod(0o755)
+    assert len(readings) == 1 and not (folder / CACHE_NAME).exists()
+    assert len(list((tmp_path / "cache" / "kdlab").glob("tables-*.npz"))) == 1
+    assert_same(one, two)
+
+
+def test_no_writable_cache_is_no_error(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cache").write_text("a file where a folder is wanted")
+    folder.chmod(0o555)
+    try:
+        assert len(load_tables(folder).sample_token) == 6
+    finally:
+        folder.chmod(0o755)
+    assert "no table cache could be written" in caplog.text
+
+
+def test_keyframes_are_sorted_by_scene_and_time(folder: Path) -> None:
+    path = folder / "sample.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+    tables = load_tables(folder)
+    assert [t.decode() for t in tables.sample_token] == [f"tiny-000{s}-{i}" for s in (1, 2) for i in range(3)]
+    assert tables.box_start.tolist() == [0, 3, 5, 7, 10, 12, 12]
+    assert tables.split_scenes["tiny_val"] == ["tiny-0002"]
+
+
+def test_chain_that_leaves_the_tables_ends(folder: Path) -> None:
+    path = folder / "sample_data.json"
+    path.write_text(json.dumps([r for r in json.loads(path.read_text()) if "sweeps/" not in r["filename"]]))
+    tables = load_tables(folder)
+    assert (tables.data_previous == -1).all()
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_messages_for_damaged_tables(folder: Path) -> None:
+    (folder / "ego_pose.json").rename(folder / "ego_pose.txt")
+    with pytest.raises(FileNotFoundError, match=r"ego_pose\.json is missing.*kdlab simulate"):
+        load_tables(folder)
+    (folder / "ego_pose.txt").rename(folder / "ego_pose.json")
+    good = (folder / "sample.json").read_text()
+    for text, message in (
+        (good[:-40], r"sample\.json: cut off or not JSON"),
+        ("{}", r"sample\.json: not a nuScenes table"),
+        ("[1, 2]", r"sample\.json: holds 1 where a record"),
+        (good.replace("scene_token", "scene"), r"no field or record 'scene_token', which"),
+        (good.replace("scene-tiny-0002", "scene-x"), r"sample\.json: refers to scene 'scene-x', which scene\.json"),
+        ("[]", r"refers to sample 'tiny-0001-0', which sample\.json"),
+    ):
+        (folder / "sample.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_tables(folder)
+    (folder / "sample.json").write_text(good)
+    edit(folder / "instance.json", '"category-animal"', '"category-x"')
+    with pytest.raises(ValueError, match="no field or record 'category-x', which"):
+        load_tables(folder)
+    edit(folder / "instance.json", '"category-x"', '"category-animal"')
+    edit(folder / "ego_pose.json", '"pose-1600000000500000"', '"elsewhere"')
+    with pytest.raises(ValueError, match=r"ego_pose\.json: no pose 'pose-1600000000500000'"):
+        load_tables(folder)
+
+
+def test_messages_for_damaged_splits(folder: Path) -> None:
+    (folder / "splits.json").write_text('{"train": ["tiny-0009"]}')
+    with pytest.raises(ValueError, match=r"splits\.json: split 'train' names scene 'tiny-0009'"):
+        load_tables(folder)
+    for text in ("{", "[1]", '{"train": 3}'):
+        (folder / "splits.json").write_text(text)
+        with pytest.raises(ValueError, match=r"splits\.json: must map split names to lists of scene names"):
+            load_tables(folder)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_records_do_not_depend_on_chunks(folder: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "sensor.json"
+    monkeypatch.setattr("kdlab.data.tables_json._CHUNK", chunk)
+    assert list(records(path)) == json.loads(path.read_text())
