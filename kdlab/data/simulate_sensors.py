@@ -190,9 +190,12 @@ def rolling_sweep(
 def points_in_boxes(points: Array, agents: list[Agent] | tuple[Agent, ...]) -> IntArray:
     """How many world points [P, 3] lie in each agent's box, [N]."""
     counts = np.zeros(len(agents), dtype=np.int32)
+    x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
     for i, agent in enumerate(agents):
-        offset = points - (agent.x, agent.y, agent.z)
-        near = offset[np.abs(offset).max(1) < max(agent.size)]
+        reach = max(agent.size)
+        index = np.flatnonzero(np.abs(x - agent.x) < reach)
+        index = index[np.abs(y[index] - agent.y) < reach]
+        near = points[index] - (agent.x, agent.y, agent.z)
         c, s = np.cos(agent.yaw), np.sin(agent.yaw)
         local = np.stack([near[:, 0] * c + near[:, 1] * s, near[:, 1] * c - near[:, 0] * s, near[:, 2]], -1)
         counts[i] = (np.abs(local) <= np.array(agent.size) / 2).all(1).sum()

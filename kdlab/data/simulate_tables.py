@@ -216,6 +216,11 @@ class SceneTables:
                 "description": description,
             }
         ]
+        self._log()
+        self._calibrations()
+        return self.tables
+
+    def _log(self) -> None:
         self.tables["log"] = [
             {
                 "token": self.token("log"),
@@ -233,8 +238,6 @@ class SceneTables:
                 "filename": self.map_file,
             }
         ]
-        self._calibrations()
-        return self.tables
 
     @property
     def map_file(self) -> str:

@@ -342,6 +342,14 @@ def construction(rng: np.random.Generator, style: str, size: tuple[float, float,
         )
         b.box((l * 0.44, -half * 0.25, 0.75), (0.1 * l, w * 0.36, 1.1), GREY, Material.METAL, taper=(0.4, 0.9))
         return b
+    _loader(b, paint, size)
+    return b
+
+
+def _loader(b: Builder, paint: Color, size: tuple[float, float, float]) -> None:
+    """A wheel loader: big wheels, engine behind, bucket in front."""
+    l, w, h = size
+    x0, half = -l / 2, w / 2
     for x in (x0 + l * 0.22, x0 + l * 0.58):
         for side in (-1, 1):
             b.wheel(x, side * (half - 0.01), 0.72, 0.5, paint)
@@ -362,7 +370,6 @@ def construction(rng: np.random.Generator, style: str, size: tuple[float, float,
         GREY,
         Material.METAL,
     )
-    return b
 
 
 def _cab(b: Builder, x: float, y: float, low: float, high: float, paint: Color, width: float) -> None:

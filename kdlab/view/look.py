@@ -23,7 +23,7 @@ class Look:
 
     Attributes:
         sample: images at their stored size, points of the detector's sweeps, annotations.
-        batch: what the detector was given (a camera detector: no points, no boxes), images at the network's size.
+        batch: the sample alone, images at the network's size; a camera detector was given ``batch.images_only()``.
         features: every stage.
         detections: final boxes, best first.
         config: of the detector's run.
@@ -49,9 +49,9 @@ def look_with(detector: Detector, config: RunConfig, dataset: NuScenesDataset, i
     device = next(detector.parameters()).device
     sample = dataset.load(index)
     batch = collate([augment(sample, AugmentConfig.none(), config.detector.camera.image_size, seed=0, draw=0)])
-    batch = batch.images_only() if config.detector.modality == "camera" else batch
+    given = batch.images_only() if config.detector.modality == "camera" else batch
     with autocast(device, config.train.precision):
-        features = detector(batch.to(device))
+        features = detector(given.to(device))
     found = detector.predict(features)[0]
     return Look(sample, batch, to_device(features, "cpu", False), to_device(found, "cpu", False), config)
 

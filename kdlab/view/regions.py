@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kdlab.distill.places import TermResult
 from kdlab.distill.regions import gaussian_mask, nine_points
 from kdlab.geometry import BEVGrid
 from kdlab.sample import CLASSES, Boxes3D
-from kdlab.view.bev import points_on
+from kdlab.view.bev import points_on, term_map
 from kdlab.view.style import TRUTH, array, bev_axes, bev_boxes_on, bev_image, colour_bar, kept, new_figure
 
 POINT = "#CC79A7"
@@ -88,4 +91,23 @@ def masks(
     if axes[2].get_legend_handles_labels()[0]:
         axes[2].legend(loc="upper right", fontsize=8)
     colour_bar(list(axes[:2]), shown, "weight of a cell", extend="neither", orientation="horizontal", fraction=0.06)
+    return figure
+
+
+def term_maps(results: Mapping[str, TermResult], boxes: Boxes3D | None = None, item: int = 0) -> Figure:
+    """Where the loss of each term of a method comes from, one map per term, each with its own scale.
+
+    Args:
+        results: of one step, by term name (what a `Distiller` returns).
+        boxes: outlines to draw on top.
+        item: place of the sample in the batch.
+    """
+    across = min(4, max(1, len(results)))
+    down = max(1, -(-len(results) // across))
+    figure = new_figure(4.3 * across, 4.0 * down)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for ax in axes[len(results) :]:
+        ax.set_axis_off()
+    for ax, (name, result) in zip(axes, results.items(), strict=False):
+        term_map(result.map()[item], result.grid, name, boxes, ax)
     return figure
