@@ -1,6 +1,6 @@
 """The files of a run folder: config, weights, loss log and the checkpoint that a killed run goes on from.
 
-Every file that a later process relies on is written whole under another name and then renamed, so it is either the old one or the new one.
+Files that a later process relies on are written whole under another name and then renamed: old or new, never half.
 """
 
 from __future__ import annotations
@@ -155,10 +155,11 @@ def open_run(folder: RunFolder, config: RunConfig) -> None:
         for dotted in NEUTRAL:
             section, key = dotted.split(".")
             old[section][key] = new[section][key]
-        key = differing_key(old, new)
-        if key is not None:
+        differing = differing_key(old, new)
+        if differing is not None:
             raise ValueError(
-                f"{folder.path} holds a run of another config: {key} is {_value(old, key)!r} there and {_value(new, key)!r} now; "
+                f"{folder.path} holds a run of another config: {differing} is {_value(old, differing)!r} there "
+                f"and {_value(new, differing)!r} now; "
                 "give another --out, or remove that folder"
             )
         return
@@ -188,7 +189,9 @@ def load_weights(path: Path, module: nn.Module) -> None:
     wrong = [name for name in wanted if wanted[name].shape != saved[name].shape]
     if wrong:
         name = wrong[0]
-        raise ValueError(f"{path}: {name} is {tuple(saved[name].shape)}, its config.json wants {tuple(wanted[name].shape)}")
+        raise ValueError(
+            f"{path}: {name} is {tuple(saved[name].shape)}, its config.json wants {tuple(wanted[name].shape)}"
+        )
     module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in saved.items()})
 
 
@@ -208,7 +211,7 @@ def load_run_config(run: Path | str) -> RunConfig:
 
 
 def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detector:
-    """The trained detector of a run folder, or of any folder with its config.json and detector.safetensors, in eval mode.
+    """The trained detector of a run folder, or of any with its config.json and detector.safetensors, in eval mode.
 
     Needs neither the teacher nor the training code. Weights stored in half precision are cast to float32.
 
@@ -221,7 +224,9 @@ def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detect
     folder = RunFolder(Path(run))
     config = load_run_config(run)
     if not folder.finished:
-        raise FileNotFoundError(f"{folder.path}: the run is not finished (no {folder.weights.name}); run its `kdlab train` again to go on")
+        raise FileNotFoundError(
+            f"{folder.path}: the run is not finished (no {folder.weights.name}); run its `kdlab train` again to go on"
+        )
     with torch.random.fork_rng(devices=[]):
         detector = build_detector(config.detector, load_pretrained=False)
     load_weights(folder.weights, detector)
@@ -245,7 +250,9 @@ def load_state(folder: RunFolder) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{folder.checkpoint} cannot be read ({error}); remove {folder.path} and train again") from error
+        raise ValueError(
+            f"{folder.checkpoint} cannot be read ({error}); remove {folder.path} and train again"
+        ) from error
     return state
 
 

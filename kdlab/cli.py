@@ -63,9 +63,11 @@ def _train(args: Sequence[str]) -> int:
 
     base = _preset(args)
 
+    choices = tyro.extras.literal_type_from_choices(list(PRESETS))
+
     @dataclass
     class Train:
-        preset: Annotated[tyro.extras.literal_type_from_choices(list(PRESETS)), tyro.conf.Positional]  # type: ignore[valid-type]
+        preset: Annotated[choices, tyro.conf.Positional]  # type: ignore[valid-type]
         """Size of everything."""
         modality: Annotated[Literal["lidar", "camera", "fusion"], tyro.conf.Positional]
         """Sensors of the trained detector."""
@@ -86,7 +88,7 @@ def _train(args: Sequence[str]) -> int:
         quirks: tuple[str, ...] = ()
         """Quirks to flip from the variant's setting."""
         scale: float = 1.0
-        """One factor on every weight of the method."""
+        """One factor on every weight of the method, beside the preset's own scales."""
         weights: dict[str, float] = field(default_factory=dict)
         """Weights by term name that replace the method's own: --weights feature 5 relation 0."""
         restart: bool = False
@@ -108,18 +110,31 @@ def _train(args: Sequence[str]) -> int:
 
 
 def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfig":
-    from kdlab.config import DistillConfig, RunConfig
+    from kdlab.config import RunConfig
+    from kdlab.presets import distilled
 
     if list(args[:2]) != [given.preset, given.modality] or given.detector.modality != given.modality:
-        raise ValueError("PRESET and MODALITY must be the first two words after `kdlab train`, and --detector.modality left out")
-    variant = "intended" if given.variant == "paper" else given.variant
+        raise ValueError(
+            "PRESET and MODALITY must be the first two words after `kdlab train`, and --detector.modality left out"
+        )
+    variant: Literal["intended", "released"] = "released" if given.variant == "released" else "intended"
     distill = None
     if given.method:
-        distill = DistillConfig(given.method, given.teacher, variant, given.quirks, given.scale, given.weights)
+        distill = dataclasses.replace(
+            distilled(given.preset, given.method, given.teacher),
+            variant=variant,
+            quirks=given.quirks,
+            scale=given.scale,
+            weights=given.weights,
+        )
     elif given.teacher or given.quirks or given.weights or given.variant != "intended":
-        raise ValueError("--teacher, --variant, --quirks and --weights belong to a distillation: name its --method (see `kdlab methods`)")
+        raise ValueError(
+            "--teacher, --variant, --quirks and --weights want a distillation: name its --method (see `kdlab methods`)"
+        )
     data = dataclasses.replace(given.data, **_short(root=(given.root, base.data.root)))
-    train = dataclasses.replace(given.train, **_short(epochs=(given.epochs, base.train.epochs), seed=(given.seed, base.train.seed)))
+    train = dataclasses.replace(
+        given.train, **_short(epochs=(given.epochs, base.train.epochs), seed=(given.seed, base.train.seed))
+    )
     return RunConfig(given.detector, data, train, distill)
 
 
@@ -175,6 +190,7 @@ def _evaluate(args: Sequence[str]) -> int:
 
 def _compare(args: Sequence[str]) -> int:
     """Set evaluated runs side by side."""
+
     @dataclass
     class Compare:
         runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -198,6 +214,7 @@ def _compare(args: Sequence[str]) -> int:
 
 def _methods(args: Sequence[str]) -> int:
     """The distillation methods; with a NAME, its terms, weights, sources and quirks."""
+
     @dataclass
     class Methods:
         name: Annotated[str | None, tyro.conf.Positional] = None
@@ -239,6 +256,7 @@ def _first_method(name: str, student: str | None, teacher: str | None) -> Any:
 
 def _parity(args: Sequence[str]) -> int:
     """Compare losses, regions and gradients with values that the papers' released code gave."""
+
     @dataclass
     class Parity:
         folder: Annotated[Path, tyro.conf.Positional]
@@ -265,22 +283,21 @@ def _doctor(args: Sequence[str]) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
-def _function(module: str, name: str, args: Sequence[str], description: str) -> int:
-    from importlib import import_module
-
-    function = getattr(import_module(module), name)
-    code: Any = _parse(function, name, args, description)
-    return code if isinstance(code, int) else 0
-
-
 def _demo(args: Sequence[str]) -> int:
     """The whole chain on a small simulated world: simulate, train, distil, evaluate, compare."""
-    return _function("kdlab.demo", "demo", args, str(_demo.__doc__))
+    from kdlab.demo import demo
+
+    _parse(demo, "demo", args, str(_demo.__doc__))
+    return 0
 
 
 def _overfit(args: Sequence[str]) -> int:
     """Train on one sample until its boxes are found: a check of the whole chain."""
-    return _function("kdlab.demo", "overfit", args, str(_overfit.__doc__))
+    from kdlab.overfit import overfit
+
+    result = _parse(overfit, "overfit", args, str(_overfit.__doc__))
+    print(result)
+    return 0 if result.passed else 1
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -298,9 +315,19 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _help() -> str:
-    lines = ["usage: kdlab COMMAND ...", "", "Cross-modal knowledge distillation for BEV 3D object detection.", "", "commands:"]
+    lines = [
+        "usage: kdlab COMMAND ...",
+        "",
+        "Cross-modal knowledge distillation for BEV 3D object detection.",
+        "",
+        "commands:",
+    ]
     lines += [f"  {name:10s} {str(command.__doc__).splitlines()[0]}" for name, command in COMMANDS.items()]
-    lines += ["", "kdlab COMMAND --help shows a command's options and their defaults.", "--debug (or KDLAB_DEBUG=1) shows tracebacks."]
+    lines += [
+        "",
+        "kdlab COMMAND --help shows a command's options and their defaults.",
+        "--debug (or KDLAB_DEBUG=1) shows tracebacks.",
+    ]
     return "\n".join(lines)
 
 
@@ -338,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"kdlab: {error}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `kdlab methods | head`
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     except (OSError, ValueError, RuntimeError, ArithmeticError, ImportError) as error:
         if debug:

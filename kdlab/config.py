@@ -197,6 +197,8 @@ class DistillConfig:
     """Quirks to flip from the variant's setting."""
     scale: float = 1.0
     """One factor on every weight of the method."""
+    scales: dict[str, float] = field(default_factory=dict)
+    """Factors on the weights by term name, see `kdlab.presets.SCALES`; a weight given below is taken as it is."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights by term name that replace the method's own; 0 switches a term off."""
 

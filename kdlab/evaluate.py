@@ -1,4 +1,4 @@
-"""Detections -> nuScenes result file -> mAP, NDS and true-positive errors by the official, unchanged nuscenes-devkit."""
+"""Detections -> nuScenes result file -> mAP, NDS and true-positive errors by the unchanged nuscenes-devkit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +59,13 @@ class Metrics:
     Attributes:
         split: name of the split.
         samples: its number of samples.
-        mean_ap: mAP over the ten classes and the four distances; a class without ground truth counts as 0, as in nuScenes.
+        mean_ap: over the ten classes and the four distances; a class without ground truth counts as 0, as in nuScenes.
         nd_score: NDS.
         tp_errors: mean true-positive error by name (keys of TP_ERRORS).
         label_aps: AP by class, mean over the four distances.
         label_tp_errors: true-positive errors by class and name; NaN where nuScenes defines none.
         counts: ground-truth boxes by class that the evaluation counts; 0: the class's numbers mean nothing.
-        pretrained: whether the detector's backbone started from pretrained weights; None where nothing is known about it.
+        pretrained: whether the detector's backbone started from pretrained weights; None where that is unknown.
     """
 
     split: str
@@ -90,7 +90,7 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary; NaN becomes None."""
-        plain: dict[str, Any] = _map_floats(self.__dict__, lambda v: None if math.isnan(v) else v)
+        plain: dict[str, Any] = _map_leaves(self.__dict__, lambda v: None if v != v else v)
         return {**plain, "mean_ap_present": self.mean_ap_present}
 
     @classmethod
@@ -98,7 +98,7 @@ class Metrics:
         """The inverse of `to_dict`."""
         values = {k: v for k, v in plain.items() if k != "mean_ap_present"}
         for key in ("tp_errors", "label_aps", "label_tp_errors"):
-            values[key] = _none_to_nan(values[key])
+            values[key] = _map_leaves(values[key], lambda v: math.nan if v is None else v)
         return cls(**values)
 
     def __str__(self) -> str:
@@ -106,21 +106,15 @@ class Metrics:
         lines = [f"{self.split}: {self.samples} samples", f"mAP {self.mean_ap:.4f}  NDS {self.nd_score:.4f}  {errors}"]
         if len(self.present) < len(CLASSES):
             absent = ", ".join(name for name in CLASSES if name not in self.present)
-            lines.append(f"mAP over the {len(self.present)} classes with ground truth: {self.mean_ap_present:.4f} (none of: {absent})")
+            lines.append(
+                f"mAP of the {len(self.present)} classes that are there: {self.mean_ap_present:.4f} (none of: {absent})"
+            )
         lines += [f"  {name:21s} AP {self.label_aps[name]:.4f}  ({self.counts[name]} boxes)" for name in self.present]
         return "\n".join(lines)
 
 
-def _map_floats(value: Any, change: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _map_floats(v, change) for k, v in value.items()}
-    return change(value) if isinstance(value, float) else value
-
-
-def _none_to_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _none_to_nan(v) for k, v in value.items()}
-    return math.nan if value is None else value
+def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    return {k: _map_leaves(v, change) for k, v in value.items()} if isinstance(value, dict) else change(value)
 
 
 def attribute(name: str, speed: float) -> str:
@@ -149,8 +143,7 @@ def result_boxes(
     velocity = values[:, 7:9].nan_to_num(0.0) @ pose[:2, :2].mT
     boxes = []
     for i in order:
-        name = CLASSES[int(detections.labels[i])]
-        length, width, height = values[i, 3:6].tolist()
+        name, (length, width, height) = CLASSES[int(detections.labels[i])], values[i, 3:6].tolist()
         boxes.append(
             {
                 "sample_token": token,
@@ -160,7 +153,9 @@ def result_boxes(
                 "velocity": velocity[i].tolist(),
                 "detection_name": name,
                 "detection_score": float(detections.scores[i]),
-                "attribute_name": attributes[i] if attributes is not None else attribute(name, float(velocity[i].norm())),
+                "attribute_name": attributes[i]
+                if attributes is not None
+                else attribute(name, float(velocity[i].norm())),
             }
         )
     return boxes
@@ -172,13 +167,8 @@ def write_results(path: Path, results: Results, modality: Modality) -> None:
     Raises:
         ValueError: a number is not finite.
     """
-    meta = {
-        "use_camera": modality != "lidar",
-        "use_lidar": modality != "camera",
-        "use_radar": False,
-        "use_map": False,
-        "use_external": False,
-    }
+    used = {"use_camera": modality != "lidar", "use_lidar": modality != "camera"}
+    meta = {**used, "use_radar": False, "use_map": False, "use_external": False}
     text = json.dumps({"meta": meta, "results": results}, allow_nan=False)
     with replacing(path) as part:
         part.write_text(text)
@@ -197,9 +187,8 @@ def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, pr
         precision: as in `TrainConfig.precision`.
     """
     device = next(detector.parameters()).device
-    was_training = detector.training
+    was_training, results = detector.training, Results()
     detector.eval()
-    results: Results = {}
     try:
         for batch in batches:
             seen = (batch.images_only() if modality == "camera" else batch).to(device)
@@ -214,7 +203,11 @@ def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, pr
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", RuntimeWarning)  # the devkit's mean over classes without any number
         yield
 
@@ -227,13 +220,13 @@ def version_folder(root: Path | str, version: str | None = None) -> str:
         ValueError: the root holds several and none was named.
     """
     root = Path(root)
-    if version is not None:
-        if not (root / version / "scene.json").exists():
-            raise FileNotFoundError(f"{root / version}: not a nuScenes version folder (no scene.json)")
-        return version
-    found = sorted(p.parent.name for p in root.glob("*/scene.json"))
+    found = sorted(p.parent.name for p in root.glob(f"{version or '*'}/scene.json"))
+    if not found and version is not None:
+        raise FileNotFoundError(f"{root / version}: not a nuScenes version folder (no scene.json)")
     if not found:
-        raise FileNotFoundError(f"{root}: no nuScenes version folder (such as v1.0-mini) in it; `kdlab simulate {root}` makes a simulated set")
+        raise FileNotFoundError(
+            f"{root} holds no nuScenes version folder (such as v1.0-mini); `kdlab simulate {root}` makes one"
+        )
     if len(found) > 1:
         raise ValueError(f"{root} holds several versions ({', '.join(found)}); name one with --data.version")
     return found[0]
@@ -269,7 +262,9 @@ class Scorer:
         with tempfile.TemporaryDirectory() as scratch, _quiet():
             given = _never_empty(results, Path(scratch))
             try:
-                official = DetectionEval(self.tables, config_factory("detection_cvpr_2019"), str(given), split, scratch, verbose=False)
+                official = DetectionEval(
+                    self.tables, config_factory("detection_cvpr_2019"), str(given), split, scratch, verbose=False
+                )
             except (AssertionError, KeyError, ValueError) as error:
                 raise ValueError(f"{results} cannot be scored on split {split!r} of {self.version}: {error}") from error
             counts = dict.fromkeys(CLASSES, 0)
@@ -277,27 +272,29 @@ class Scorer:
                 counts[box.detection_name] += 1
             metrics, _ = official.evaluate()
             summary = metrics.serialize()
-        aps = {name: sum(by.values()) / len(by) for name, by in summary["label_aps"].items()}
+        aps = {name: float(sum(by.values()) / len(by)) for name, by in summary["label_aps"].items()}
         errors = {name: {k: float(v) for k, v in by.items()} for name, by in summary["label_tp_errors"].items()}
         return Metrics(
-            split=split,
-            samples=len(official.sample_tokens),
+            split,
+            len(official.sample_tokens),
             mean_ap=float(summary["mean_ap"]),
             nd_score=float(summary["nd_score"]),
             tp_errors={k: float(v) for k, v in summary["tp_errors"].items()},
-            label_aps={name: float(aps[name]) for name in CLASSES},
+            label_aps={name: aps[name] for name in CLASSES},
             label_tp_errors={name: errors[name] for name in CLASSES},
             counts=counts,
         )
 
 
 def _never_empty(results: Path, scratch: Path) -> Path:
-    """The file itself, or, as the devkit cannot filter a file without any box, a copy with one box that it filters away."""
+    """The file itself; a copy with one box too far to count where it has none, which the devkit cannot read."""
     given = json.loads(results.read_text())
     if any(given["results"].values()) or not given["results"]:
         return results
     token = next(iter(given["results"]))
-    far = Detections(torch.tensor([[1e7, 1e7, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]), torch.tensor([0]), torch.tensor([0.0]))
+    far = Detections(
+        torch.tensor([[1e7, 1e7, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]), torch.tensor([0]), torch.tensor([0.0])
+    )
     given["results"][token] = result_boxes(token, far, torch.eye(4, dtype=torch.float64))
     copy = scratch / "results.json"
     copy.write_text(json.dumps(given))
@@ -374,32 +371,25 @@ def evaluate_run(
         ValueError: no such split.
     """
     config = load_run_config(run)
-    if root is None:
-        root, version = config.data.root, config.data.version
+    root, version = (config.data.root, config.data.version) if root is None else (root, version)
     split = split or config.data.val
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    detector = load_detector(run, device)
+    detector = load_detector(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loader = evaluation_loader(config, root, split, version, workers=workers)
     results = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision)
+    loader.close()
     folder = RunFolder(Path(out or run))
     path = folder.path / f"results_{split}.json"
     write_results(path, results, config.detector.modality)
     metrics = (scorer or Scorer(root, version)).score(path, split)
     metrics = replace(metrics, pretrained=config.detector.modality != "lidar" and config.detector.camera.pretrained)
-    store_metrics(folder, metrics)
+    store_metrics(folder.metrics, metrics.split, metrics)
     return metrics
 
 
-def store_metrics(folder: RunFolder, metrics: Metrics) -> None:
-    """Add one split's metrics to metrics.json, replacing earlier ones of the same split."""
-    stored = json.loads(folder.metrics.read_text()) if folder.metrics.exists() else {}
-    write_json(folder.metrics, {**stored, metrics.split: metrics.to_dict()})
-
-
-def store_validation(folder: RunFolder, epoch: int, metrics: Metrics) -> None:
-    """Add an epoch's metrics to validation.json."""
-    stored = json.loads(folder.validation.read_text()) if folder.validation.exists() else {}
-    write_json(folder.validation, {**stored, str(epoch): metrics.to_dict()})
+def store_metrics(path: Path, key: str, metrics: Metrics) -> None:
+    """Add metrics to a JSON file by key (a split or an epoch), in place of earlier ones of that key."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**stored, key: metrics.to_dict()})
 
 
 def load_metrics(run: Path | str) -> dict[str, Metrics]:

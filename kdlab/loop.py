@@ -1,4 +1,4 @@
-"""The training loop: steps, logs, checkpoints. It knows neither detectors nor methods, only a module that turns a batch into named losses."""
+"""The training loop: steps, logs, checkpoints, for any module that turns a batch into named losses."""
 
 from __future__ import annotations
 
@@ -206,7 +206,9 @@ class Loop:
                 row = {**place, **values}
                 self._log.add(row)
                 for name, value in {"lr": place["lr"], **values}.items():
-                    self._board.add_scalar(name if name in ("lr", "grad_norm") else f"loss/{name}", value, int(place["step"]))
+                    self._board.add_scalar(
+                        name if name in ("lr", "grad_norm") else f"loss/{name}", value, int(place["step"])
+                    )
                 self._progress.step(int(place["epoch"]) + 1, {n: v for n, v in values.items() if n != "grad_norm"})
                 if self.on_step is not None:
                     self.on_step(int(place["step"]), row)
@@ -217,14 +219,17 @@ class Loop:
             if not math.isfinite(values[name]):
                 what = "the gradient's norm" if name == "grad_norm" else f"loss {name!r}"
                 raise RuntimeError(
-                    f"{what} is {values[name]} at step {step}; the checkpoint of step {self._saved} in {self.folder.path} is kept. "
+                    f"{what} is {values[name]} at step {step}; the checkpoint of step {self._saved} "
+                    f"in {self.folder.path} is kept. "
                     "Lower --train.lr, or switch that term off, and give another --out"
                 )
 
     def _interrupt(self) -> None:
         self._flush()
         self._save()
-        raise Interrupted(f"stopped after step {self._done} of {self.steps}; the same command goes on from there ({self.folder.path})")
+        raise Interrupted(
+            f"stopped after step {self._done} of {self.steps}; the same command goes on from there ({self.folder.path})"
+        )
 
     def _save(self) -> None:
         self._flush()
@@ -263,4 +268,4 @@ class Loop:
 def _board(folder: RunFolder, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step or None)

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and moving average of the weights: the schedule is a pure function of the step, so a resumed run needs no state for it."""
+"""Optimiser, moving average of the weights, and the schedule, a pure function of the step."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: CUDA from compute capability 8.0, CPUs with AVX512-BF16 or AMX."""
+    """Whether the hardware multiplies bfloat16: CUDA from compute capability 8.0, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

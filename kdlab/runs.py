@@ -87,7 +87,7 @@ def _number(value: float) -> str:
 def describe(run: Path | str) -> str:
     """One short line: the method that trained a run, or its sensors, and whether the backbone was pretrained."""
     config = load_run_config(run)
-    name = config.detector.modality
+    name: str = config.detector.modality
     if config.distill is not None:
         name += f" + {config.distill.method}" + (" (released)" if config.distill.variant == "released" else "")
     return name + (", pretrained" if config.detector.modality != "lidar" and config.detector.camera.pretrained else "")
@@ -125,7 +125,10 @@ def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
     for path, metrics in zip(paths, stored, strict=True):
         if wanted not in metrics:
             root = load_run_config(path).data.root
-            raise ValueError(f"{path} has no metrics on {wanted}; make them: kdlab evaluate --run {path} --data {root} --split {wanted}")
+            raise ValueError(
+                f"{path} has no metrics on {wanted}; make them: "
+                f"kdlab evaluate --run {path} --data {root} --split {wanted}"
+            )
     chosen = [m[wanted] for m in stored]
     tables = [_rows(m) for m in chosen]
     names = [row for row in tables[0] if all(row in t for t in tables)]
@@ -160,14 +163,19 @@ def figure(comparison: Comparison) -> Figure:
     errors = [r for r in comparison.rows if r in LOWER_IS_BETTER]
     classes = [r for r in comparison.rows if r.startswith("AP ")]
     made = Figure(figsize=(12, 7), layout="constrained")
-    top, bottom = made.subfigures(2, 1)
+    top, bottom = made.subfigures(2, 1, squeeze=False)[:, 0]
     axes = [*top.subplots(1, 3, width_ratios=(1, 2, 3)), bottom.subplots()]
     titles = ("higher is better", "errors, lower is better", "AP by class")
     for ax, rows, title in zip(axes, (scores, errors, classes), titles, strict=False):
         for i, name in enumerate(comparison.names):
             width = 0.8 / len(comparison.names)
             heights = [comparison.rows[r][i] for r in rows]
-            ax.bar([x + width * (i - (len(comparison.names) - 1) / 2) for x in range(len(rows))], heights, width, label=name)
+            ax.bar(
+                [x + width * (i - (len(comparison.names) - 1) / 2) for x in range(len(rows))],
+                heights,
+                width,
+                label=name,
+            )
         ax.set_xticks(range(len(rows)), [r.removeprefix("AP ") for r in rows], rotation=45, ha="right")
         ax.set_title(f"{comparison.split}: {title}", fontsize=10)
     for name, run in zip(comparison.names, comparison.runs, strict=True):

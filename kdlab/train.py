@@ -15,12 +15,22 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from kdlab.checkpoint import RunFolder, load_detector, load_run_config, load_weights, open_run, save_weights, versions, write_json
+from kdlab.allocator import keep_freed_memory
+from kdlab.checkpoint import (
+    RunFolder,
+    load_detector,
+    load_run_config,
+    load_weights,
+    open_run,
+    save_weights,
+    versions,
+    write_json,
+)
 from kdlab.config import Modality, RunConfig
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.distill import Distiller, Method, Stage, build_method, copy_start
-from kdlab.evaluate import Scorer, evaluation_loader, predict, store_validation, write_results
+from kdlab.evaluate import Scorer, evaluation_loader, predict, store_metrics, write_results
 from kdlab.loop import Interrupted, Loop, OnStep
 from kdlab.models import Detector, build_detector
 from kdlab.models.norm import sync_batchnorm
@@ -121,6 +131,8 @@ def train(
         if progress and accelerator.is_main_process:
             print(f"{folder.path} is finished already")
         return folder.path
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     run = _Run(config, folder, accelerator, resume, progress, on_step)
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), _closing(_loader(run)) as loader:
@@ -132,7 +144,7 @@ def train(
 def _train(run: _Run, loader: Loader) -> None:
     config, accelerator = run.config, run.accelerator
     torch.manual_seed(config.train.seed)
-    student = build_detector(config.detector).to(accelerator.device, memory_format=torch.channels_last)
+    student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
     distiller = _distiller(run, student, loader) if config.distill is not None else None
     training = Training(student, distiller, config.train.precision).to(accelerator.device)
     if accelerator.num_processes > 1:
@@ -165,11 +177,21 @@ def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
     # Its state is global: without this, a notebook could not train on the CPU after it has trained on a GPU.
     AcceleratorState._reset_state(reset_partial_state=True)
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.distill is not None)
-    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[unused])  # autocast is kdlab's own, see precision.py
+    return Accelerator(
+        cpu=cpu, mixed_precision="no", kwargs_handlers=[unused]
+    )  # autocast is kdlab's own, see precision.py
 
 
 def _discard(folder: RunFolder) -> None:
-    for path in (folder.weights, folder.config, folder.distiller, folder.losses, folder.metrics, folder.validation, folder.versions):
+    for path in (
+        folder.weights,
+        folder.config,
+        folder.distiller,
+        folder.losses,
+        folder.metrics,
+        folder.validation,
+        folder.versions,
+    ):
         path.unlink(missing_ok=True)
     for name in ("checkpoint", "tensorboard", "stages"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
@@ -187,13 +209,17 @@ def _check_teacher(config: RunConfig) -> None:
     if config.distill is None:
         return
     if not config.distill.teacher:
-        raise ValueError(f"{config.distill.method} needs a teacher: give its run folder with --teacher, or distill.teacher in the config")
+        raise ValueError(
+            f"{config.distill.method} needs a teacher: give its run folder with --teacher (distill.teacher in a config)"
+        )
     try:
         teacher = load_run_config(config.distill.teacher)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no teacher: {error}") from error
     if not RunFolder(Path(config.distill.teacher)).finished:
-        raise FileNotFoundError(f"no teacher: the run {config.distill.teacher} is not finished; run its `kdlab train` again to go on")
+        raise FileNotFoundError(
+            f"no teacher: the run {config.distill.teacher} is not finished; run its `kdlab train` again to go on"
+        )
     _sensors(config, teacher)
     _method(config, teacher.detector.modality)
 
@@ -246,7 +272,13 @@ def _loader(run: _Run) -> Loader:
     seen = _sensors(config, teacher)
     data = config.data
     dataset = NuScenesDataset(
-        data.root, data.version, data.train, frames=seen.frames, sweeps=seen.sweeps, images=seen.images, points=seen.points
+        data.root,
+        data.version,
+        data.train,
+        frames=seen.frames,
+        sweeps=seen.sweeps,
+        images=seen.images,
+        points=seen.points,
     )
     supervised = config.detector.modality != "lidar" and camera.depth_supervision
     return Loader(
@@ -299,7 +331,7 @@ def _stage(run: _Run, stage: Stage, teacher: nn.Module, loader: Loader) -> nn.Mo
 
 
 def _changing(distiller: Distiller | None) -> dict[str, nn.Module]:
-    """Networks outside the training that a quirk lets change from step to step: a resumed run needs them as they were."""
+    """Networks outside the training that a quirk lets change from step to step: a resumed run needs their state."""
     if distiller is None or distiller.cacheable:
         return {}
     found = {"teacher": distiller.teacher, "labels": distiller.labels}
@@ -323,7 +355,10 @@ def _write_versions(run: _Run) -> None:
         before = json.loads(run.folder.versions.read_text())
         for key in ("precision", "teacher"):
             if before.get(key) != made.get(key):
-                raise ValueError(f"{run.folder.path} was begun with {key} {before.get(key)}, which is {made.get(key)} now; give another --out")
+                raise ValueError(
+                    f"{run.folder.path} was begun with {key} {before.get(key)}, which is {made.get(key)} now; "
+                    "give another --out"
+                )
     write_json(run.folder.versions, made)
 
 
@@ -343,7 +378,9 @@ class _Validation:
             return
         data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
         if self._loader is None:
-            self._loader = evaluation_loader(config, data.root, data.val, data.version, workers=0, rank=rank, world=world)
+            self._loader = evaluation_loader(
+                config, data.root, data.val, data.version, workers=0, rank=rank, world=world
+            )
         assert isinstance(detector, Detector)
         results = predict(detector, self._loader.epoch(0), config.detector.modality, config.train.precision)
         if world > 1:
@@ -355,7 +392,7 @@ class _Validation:
             path = self._run.folder.path / f"results_{data.val}.json"
             write_results(path, results, config.detector.modality)
             metrics = self._scorer.score(path, data.val)
-            store_validation(self._run.folder, epoch, metrics)
+            store_metrics(self._run.folder.validation, str(epoch), metrics)
             if self._run.progress:
                 print(f"epoch {epoch}: mAP {metrics.mean_ap:.4f}  NDS {metrics.nd_score:.4f}", flush=True)
         accelerator.wait_for_everyone()

@@ -47,7 +47,7 @@ def mini_config(root: Path, modality: Modality = "lidar", **train: object) -> Ru
         grid=BEVGrid.square(51.2, 3.2),
         camera=CameraConfig(image_size=(32, 64), channels=8, context=8, depth=(1.0, 41.0, 4.0)),
         lidar=LidarConfig(channels=8, sweeps=2),
-        bev=BEVConfig(channels=8, stages=(8, 16), blocks=(1, 1), neck=16),
+        bev=BEVConfig(channels=8, stages=(16, 32), blocks=(1, 1), neck=16),
         head=HeadConfig(channels=8),
     )
     values = {"epochs": 2, "batch_size": 2, "precision": "fp32", "checkpoint_minutes": 60.0, **train}

@@ -31,7 +31,7 @@ def teacher(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(mini_config(root, epochs=1), tmp_path_factory.mktemp("teacher") / "run", progress=False, cpu=True)
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     """Stands for a kill: nothing is written any more."""
 
 

@@ -28,7 +28,8 @@ def build_method(config: DistillConfig, student: Modality, teacher: Modality) ->
     if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}; known: {', '.join(METHODS)}")
     method = METHODS[config.method](student, teacher).variant(config.variant).flip(config.quirks)
-    return method.reweight(config.weights).scaled(config.scale)
+    scales = {name: factor for name, factor in config.scales.items() if name not in config.weights}
+    return method.reweight(config.weights).scaled(scales).scaled(config.scale)
 
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdlab.config import CameraConfig, DetectorConfig
 from kdlab.models.layers import ConvNorm, ResidualBlock, full_precision
 from kdlab.models.lift import Frustum, LiftCache, LiftIndex, align, depth_bins, splat
-from kdlab.models.norm import across_ranks
+from kdlab.models.norm import mean_count
 from kdlab.sample import Batch, Lift
 
 if TYPE_CHECKING:
@@ -256,5 +256,4 @@ def depth_loss(depth: Tensor, target: Tensor, bins: tuple[float, float, float]) 
         probability = depth.float().movedim(2, -1)[known]  # [K, D]
         hit = F.one_hot(index[known], depth.shape[2]).to(probability.dtype)
         loss = F.binary_cross_entropy(probability, hit, reduction="sum")
-        count = across_ranks(known.sum().to(loss.dtype))
-        return loss / count.clamp(min=1.0)
+        return loss / mean_count(known.sum().to(loss.dtype))

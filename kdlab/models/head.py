@@ -12,7 +12,7 @@ from kdlab.config import HeadConfig
 from kdlab.geometry import BEVGrid
 from kdlab.models.layers import ConvNorm, full_precision
 from kdlab.models.nms import circle_nms, rotated_nms
-from kdlab.models.norm import across_ranks
+from kdlab.models.norm import mean_count
 from kdlab.models.targets import CODES, TASK_OF_CLASS, CenterTargets, decode_boxes
 from kdlab.sample import TASKS, Detections, Predictions, TaskPrediction
 
@@ -122,7 +122,7 @@ def _positives(targets: CenterTargets) -> Tensor:
     """Positives per task, float32 [6], mean over processes, at least 1."""
     counts = targets.heatmap.new_zeros(len(TASKS))
     counts = counts.index_add(0, targets.task.flatten(), targets.mask.flatten().to(counts.dtype))
-    return across_ranks(counts).clamp(min=1.0)
+    return mean_count(counts)
 
 
 def focal_sums(logits: Tensor, heatmap: Tensor) -> Tensor:

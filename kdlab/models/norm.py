@@ -10,14 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def world_size() -> int:
+    """Number of processes that train together; 1 where there is no process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_count(count: Tensor) -> Tensor:
+    """Mean of a count over all processes, with one as the least count of them together, so that nothing is divided by 0.
+
+    Losses divided by it and averaged over processes are those of one process on the whole batch.
+    """
+    return across_ranks(count).clamp(min=1.0 / world_size())
+
+
 def across_ranks(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes, without gradient; the tensor itself where there is one process."""
     value = value.detach()
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return value
     total = value.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / world_size()
 
 
 class PointNorm(nn.BatchNorm1d):

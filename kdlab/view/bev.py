@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from kdlab.geometry import BEVGrid
 from kdlab.sample import Boxes3D, Features
 from kdlab.view.style import (
     HEIGHTS,
-    TRUTH,
     Array,
     Boxes,
     array,
@@ -189,43 +189,42 @@ def feature_maps(
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"{stage}: {tuple(a.shape[1:])} cells against {tuple(b.shape[1:])}; compare maps of one size")
     same = a.shape[0] == b.shape[0]
-    figure = new_figure(4.4 * (3 + same) + 0.6, 5.3)
-    axes = list(figure.subplots(1, 3 + same))
+    figure = new_figure(10.4, 10.8) if same else new_figure(13.0, 5.2)
+    axes = list(figure.subplots(2, 2).ravel() if same else figure.subplots(1, 3))
+    third, label, heading = _compare(axes, a, b, how, grid, names)
+    below: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.06}
+    colour_bar(axes[2], third, label, **below)
+    titles = [f"{n} ({len(m)} channels)" for n, m in zip(names, (a, b), strict=True)] + [heading, "cosine similarity"]
+    if same:
+        cosine = bev_image(axes[3], array(cosine_map(a, b)), grid, norm=Normalize(-1, 1), cmap="PuOr")
+        colour_bar(axes[3], cosine, "cosine (grey: one map is all zero)", extend="neither", **below)
+    halo = [withStroke(linewidth=2.0, foreground="black")]
+    for ax, title in zip(axes, titles, strict=False):
+        bev_axes(ax, grid, title)
+        if boxes is not None:
+            bev_boxes_on(ax, boxes, "white", linewidths=0.8, path_effects=halo)
+    figure.suptitle(f"{stage}, {a.shape[1]} × {a.shape[2]} cells", fontsize=11)
+    return figure
+
+
+def _compare(
+    axes: list[Axes], a: Tensor, b: Tensor, how: Reduction | int, grid: BEVGrid, names: tuple[str, str]
+) -> tuple[AxesImage, str, str]:
+    """Draw two maps [C, H, W] and their difference; returns the latter, its colour bar's label and its title."""
     if how == "pca":
         for ax, colours in zip(axes, principal(a, b), strict=False):
             bev_image(ax, array(colours), grid)
         distance = array((b - a).norm(dim=0))
-        third = bev_image(axes[2], distance, grid, norm=robust_norm(distance), cmap="magma")
-        label, heading = "norm of the difference", f"distance of {names[1]} from {names[0]}"
-    else:
-        first, second = reduce_channels(a, how), reduce_channels(b, how)
-        norm = robust_norm(first, second)
-        left = bev_image(axes[0], first, grid, norm=norm, cmap="viridis")
-        bev_image(axes[1], second, grid, norm=norm, cmap="viridis")
-        what = f"channel {how}" if isinstance(how, int) else f"{how} over channels"
-        colour_bar(axes[:2], left, what, orientation="horizontal", fraction=0.08)
-        third = bev_image(axes[2], second - first, grid, norm=symmetric_norm(second - first), cmap="RdBu_r")
-        label, heading = f"difference of the {what}", f"{names[1]} − {names[0]}"
-    colour_bar(axes[2], third, label, orientation="horizontal", fraction=0.08)
-    titles = [f"{n} ({len(m)} channels)" for n, m in zip(names, (a, b), strict=True)] + [heading, "cosine similarity"]
-    if same:
-        cosine = bev_image(axes[3], array(cosine_map(a, b)), grid, norm=Normalize(-1, 1), cmap="PuOr")
-        colour_bar(
-            axes[3],
-            cosine,
-            "cosine (grey: one map is all zero)",
-            orientation="horizontal",
-            fraction=0.08,
-            extend="neither",
-        )
-    for ax, title in zip(axes, titles, strict=False):
-        bev_axes(ax, grid, title)
-        if boxes is not None:
-            bev_boxes_on(
-                ax, boxes, "white", linewidths=0.8, path_effects=[withStroke(linewidth=2.0, foreground="black")]
-            )
-    figure.suptitle(f"{stage}, {a.shape[1]} × {a.shape[2]} cells", fontsize=11)
-    return figure
+        image = bev_image(axes[2], distance, grid, norm=robust_norm(distance), cmap="magma")
+        return image, "norm of the difference", f"distance of {names[1]} from {names[0]}"
+    first, second = reduce_channels(a, how), reduce_channels(b, how)
+    norm = robust_norm(first, second)
+    left = bev_image(axes[0], first, grid, norm=norm, cmap="viridis")
+    bev_image(axes[1], second, grid, norm=norm, cmap="viridis")
+    what = f"channel {how}" if isinstance(how, int) else f"{how} over channels"
+    colour_bar(axes[:2], left, what, orientation="horizontal", fraction=0.06)
+    image = bev_image(axes[2], second - first, grid, norm=symmetric_norm(second - first), cmap="RdBu_r")
+    return image, f"difference of the {what}", f"{names[1]} − {names[0]}"
 
 
 def cosine_map(a: Tensor, b: Tensor) -> Tensor:
@@ -256,12 +255,13 @@ def term_map(
     loss = array(values)
     if loss.ndim != 2:
         raise ValueError(f"term_map: needs [H, W], got {loss.shape}; take one sample's map")
+    below: dict[str, Any] = {} if ax is None else {"orientation": "horizontal", "fraction": 0.06}
     ax = new_figure(7.6, 6.3).subplots() if ax is None else ax
     signed = bool((loss[np.isfinite(loss)] < 0).any())  # a gradient map
     norm = symmetric_norm(loss, 99.5) if signed else robust_norm(loss[loss > 0], np.zeros(1), low=0, high=99.5)
     shown = bev_image(ax, loss, grid, norm=norm, cmap="RdBu_r" if signed else "inferno")
     bev_axes(ax, grid, f"{name}: sum {np.nansum(loss):.4g}".removeprefix(": "))
-    colour_bar(ax, shown, "loss per cell")
+    colour_bar(ax, shown, "loss per cell", **below)
     if boxes is not None:
-        bev_boxes_on(ax, boxes, TRUTH, linewidths=1.0)
+        bev_boxes_on(ax, boxes, "white", linewidths=0.6)
     return owner(ax)

@@ -139,7 +139,7 @@ def cameras(
         raise ValueError(f"cameras: sample {sample.token} holds {sample.images.shape[1]} images, needs {len(CAMERAS)}")
     sets = {"truth": sample.boxes} if boxes is None else boxes
     ratio = sample.images.shape[-2] / sample.images.shape[-1]
-    figure = new_figure(13.0, 2 * (13.0 / 3 * ratio + 0.3) + 0.5 + 0.3 * bool(title))
+    figure = new_figure(12.0, 2 * (12.0 / 3 * ratio + 0.3) + 0.5 + 0.3 * bool(title))
     axes = figure.subplots(2, 3)
     for ax, name in zip(axes.ravel(), LAYOUT, strict=True):
         camera(ax, sample, CAMERAS.index(name), sets, min_score, labels)
@@ -172,7 +172,7 @@ def depth(
     centres = low + step * (np.arange(len(chances)) + 0.5)
     expected = np.tensordot(centres, chances, 1)
     image = sample.images[0, index].permute(1, 2, 0).cpu().numpy()
-    figure = new_figure(13.0, 2.0 + 13.0 / 4 * image.shape[0] / image.shape[1])
+    figure = new_figure(12.0, 2.0 + 12.0 / 4 * image.shape[0] / image.shape[1])
     axes = figure.subplots(1, 4)
     whole = (0, image.shape[1], image.shape[0], 0)
     axes[0].imshow(image, extent=whole)

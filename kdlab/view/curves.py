@@ -51,7 +51,7 @@ def loss_curves(
     window = window or max(1, longest // 20)
     across = min(3, max(1, len(columns)))
     down = -(-max(1, len(columns)) // across)
-    figure = new_figure(4.4 * across, 3.0 * down + 0.5)
+    figure = new_figure(3.7 * across, 2.7 * down + 0.5)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for ax in axes[max(1, len(columns)) :]:
         ax.set_axis_off()
@@ -108,7 +108,7 @@ def metric_comparison(runs: Mapping[str, Metrics], title: str = "") -> Figure:
     if len(splits) != 1:
         raise ValueError(f"metric_comparison: needs runs of one split, got {', '.join(splits) or 'none'}")
     found = list(runs.values())
-    figure = new_figure(13.0, 7.4)
+    figure = new_figure(11.4, 7.4)
     axes = figure.subplot_mosaic([["scores", "errors", "errors"], ["classes"] * 3], height_ratios=(1, 1.15))
     scores = np.array([[m.mean_ap, m.nd_score] for m in found])
     errors = np.array([[m.tp_errors[k] for k in TP_ERRORS] for m in found])
@@ -120,7 +120,7 @@ def metric_comparison(runs: Mapping[str, Metrics], title: str = "") -> Figure:
     absent = [all(m.counts[k] == 0 for m in found) for k in CLASSES]
     counts = [max(m.counts[k] for m in found) for k in CLASSES]
     names = [f"{k.replace('_', chr(10))}\n{n} boxes" for k, n in zip(CLASSES, counts, strict=True)]
-    _bars(axes["classes"], names, classes, runs, absent)
+    _bars(axes["classes"], names, classes, runs, absent, digits=2)
     axes["classes"].set(title="average precision by class, higher is better", ylabel="AP (0 to 1)")
     handles, _ = axes["scores"].get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside lower center", ncols=len(runs), frameon=False)

@@ -69,7 +69,7 @@ def masks(
         min_radius: least radius of it, cells.
         wide: the same two numbers for the detection targets, for comparison.
     """
-    figure = new_figure(14.6, 5.4)
+    figure = new_figure(12.4, 4.8)
     axes = figure.subplots(1, 3)
     narrow = mask_of(boxes, grid, overlap, min_radius)
     panels = (
@@ -102,9 +102,9 @@ def term_maps(results: Mapping[str, TermResult], boxes: Boxes3D | None = None, i
         boxes: outlines to draw on top.
         item: place of the sample in the batch.
     """
-    across = min(4, max(1, len(results)))
+    across = min(2, max(1, len(results)))
     down = max(1, -(-len(results) // across))
-    figure = new_figure(4.3 * across, 4.0 * down)
+    figure = new_figure(5.0 * across, 5.2 * down)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for ax in axes[len(results) :]:
         ax.set_axis_off()

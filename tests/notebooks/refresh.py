@@ -16,7 +16,9 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-WIDEST = 900  # pixels of a stored picture
+WIDEST = 1250  # pixels of a stored picture
+LARGE = 60_000  # bytes above which a PNG gets fewer colours
+PHOTOGRAPHS = 300_000  # bytes that only photographs need
 DROPPED = ("application/vnd.jupyter.widget-view+json",)
 
 
@@ -33,14 +35,25 @@ def execute(path: Path, folder: Path, timeout: int = 600) -> Any:
     return client.execute()
 
 
-def smaller(picture: str) -> str:
-    """A base64 PNG, no wider than `WIDEST` and with 128 colours."""
+def smaller(picture: str) -> dict[str, str]:
+    """A base64 PNG, no wider than `WIDEST`, of 256 colours where it is large; as JPEG where it holds photographs."""
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    whole = encoded(image, "png", optimize=True)
+    if len(whole) > PHOTOGRAPHS:
+        return {"image/jpeg": base64.b64encode(encoded(image, "jpeg", quality=80, subsampling=0)).decode()}
+    if len(whole) > LARGE:  # the method keeps rare colours, such as those of a legend
+        few = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+        whole = encoded(few, "png", optimize=True)
+    return {"image/png": base64.b64encode(whole).decode()}
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file."""
     buffer = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def clean(notebook: Any) -> Any:
@@ -55,7 +68,7 @@ def clean(notebook: Any) -> Any:
             if output.get("name") == "stderr" or any(kind in data for kind in DROPPED):
                 continue
             if "image/png" in data:
-                output["data"] = {"image/png": smaller(data["image/png"])}
+                output["data"] = smaller(data["image/png"])
                 output["metadata"] = {}
             kept.append(output)
         cell.outputs = kept

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
+from kdlab.distill.places import Cells, TermResult
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Boxes3D, Detections, Features, Sample
 from kdlab.view.bev import bev_boxes, bev_stages, cosine_map, feature_maps, principal, stage_map, term_map
-from kdlab.view.regions import close_up, masks
+from kdlab.view.regions import close_up, masks, term_maps
 from kdlab.view.style import STUDENT, TEACHER, TRUTH, run_colours
 
 Draw = Callable[[Figure], Figure]
@@ -153,3 +154,10 @@ def test_masks(sample: Sample, grid: BEVGrid, draw: Draw) -> None:
 def test_runs_keep_the_teachers_colour() -> None:
     assert run_colours(["student", "teacher (LiDAR)", "student + UniDistill"])[:2] == [STUDENT, TEACHER]
     assert len(set(run_colours(["a", "b", "teacher", "c"]))) == 4
+
+
+def test_one_map_per_term(sample: Sample, grid: BEVGrid, draw: Draw) -> None:
+    term = TermResult.of(torch.ones(1, 32, 32), Cells(), grid)
+    figure = draw(term_maps({"feature": term, "relation": term.weighted(0.5)}, sample.boxes))
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["feature: sum 1024", "relation: sum 512"]
+    draw(term_maps({}))
