@@ -12,8 +12,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next step instead of returning it to the system.
 
-    Every step of a training allocates the same large tensors; returning and faulting in their pages cost up to half of a
-    LiDAR step on two cores. It holds for the whole process.
+    Every step of a training allocates the same large tensors; returning their pages and faulting them in again cost up
+    to half of a LiDAR step on two cores. It holds for the whole process.
 
     Returns:
         Whether it took effect: true with glibc, false with any other C library.

@@ -199,16 +199,17 @@ def _compare(args: Sequence[str]) -> int:
         """Split; one that all runs were evaluated on where left out."""
         markdown: bool = False
         """Print Markdown."""
-        figure: Path | None = None
-        """Also draw bars and loss curves into this file (.png, .svg, .pdf)."""
+        figure: Path = Path("compare.png")
+        """Where to draw the same as bars (.png, .svg, .pdf)."""
 
     given = _parse(Compare, "compare", args, str(_compare.__doc__))
-    from kdlab.runs import compare, figure
+    from kdlab.runs import compare
+    from kdlab.view.curves import metric_comparison
 
     comparison = compare(given.runs, given.split)
     print(comparison.markdown() if given.markdown else comparison.text())
-    if given.figure is not None:
-        figure(comparison).savefig(given.figure)
+    metric_comparison(comparison.metrics).savefig(given.figure)
+    print(f"\ndrawn in {given.figure}")
     return 0
 
 

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from kdlab.checkpoint import RunFolder, load_run_config, write_json
-from kdlab.config import DistillConfig, Modality, RunConfig, save_config
+from kdlab.config import Modality, RunConfig, save_config
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate import simulate
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.evaluate import Metrics, Scorer, evaluate_run, load_metrics
-from kdlab.presets import tiny
+from kdlab.presets import distilled, tiny
 from kdlab.runs import compare
 from kdlab.train import train
 from kdlab.view.bev import bev_boxes, feature_maps
@@ -40,7 +40,7 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 SPLIT = "sim_test"
 """The split of the reported numbers; no training and no tuning sees it."""
 
-WORLD = SimulationConfig(scenes=14, keyframes=16, image_width=352, image_height=198)
+WORLD = SimulationConfig(scenes=30, keyframes=14, image_width=352, image_height=198, sweeps_per_keyframe=2)
 """The demo's world."""
 
 
@@ -50,9 +50,9 @@ class DemoConfig:
 
     simulation: SimulationConfig = WORLD
     """The world; the first scenes train, about 15 % each are for validation and test."""
-    epochs_teacher: int = 16
+    epochs_teacher: int = 20
     """Epochs of the LiDAR teacher, where none is shipped for this world."""
-    epochs_student: int = 16
+    epochs_student: int = 12
     """Epochs of each camera student."""
     batch_size: int = 4
     lr: float = 2e-3
@@ -61,16 +61,13 @@ class DemoConfig:
     """Of weights, order and augmentation, the same for both students."""
     method: str = "unidistill"
     """Distillation method of the second student."""
-    scale: float = 1.0
-    """One factor on every weight of the method."""
     min_score: float = 0.2
     """Detections below are not drawn."""
 
     @classmethod
     def short(cls) -> DemoConfig:
         """For the notebook: about four minutes on two cores."""
-        simulation = replace(WORLD, scenes=8, keyframes=10, sweeps_per_keyframe=2)
-        return cls(simulation, epochs_teacher=10, epochs_student=10)
+        return cls(replace(WORLD, scenes=12, keyframes=10), epochs_teacher=40, epochs_student=14)
 
     @classmethod
     def smoke(cls) -> DemoConfig:
@@ -93,7 +90,7 @@ def run_config(config: DemoConfig, root: Path, modality: Modality, teacher: Path
     base = tiny(modality, str(root))
     epochs = config.epochs_teacher if modality == "lidar" else config.epochs_student
     sweeps = min(base.detector.lidar.sweeps, config.simulation.sweeps_per_keyframe)
-    distill = None if teacher is None else DistillConfig(config.method, str(teacher), scale=config.scale)
+    distill = None if teacher is None else distilled("tiny", config.method, str(teacher))
     return replace(
         base,
         detector=replace(base.detector, lidar=replace(base.detector.lidar, sweeps=sweeps)),
@@ -200,13 +197,15 @@ def weights_of(simulation: SimulationConfig) -> Path:
 
 
 def ship_teacher(run: Path, simulation: SimulationConfig) -> Path:
-    """Write a finished teacher, in half precision, to the `weights_of` its world; returns the folder."""
+    """Write a finished teacher, in half precision, with its logs to the `weights_of` its world; returns the folder."""
     to = RunFolder(weights_of(simulation))
     to.path.mkdir(parents=True, exist_ok=True)
     config = load_run_config(run)
     save_config(replace(config, data=replace(config.data, root="data/sim", version=None)), to.config)
     weights = load_file(RunFolder(run).weights)
     save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, to.weights)
+    for log in ("losses.csv", "metrics.json", "versions.json"):
+        shutil.copy(run / log, to.path / log)
     return to.path
 
 

@@ -212,26 +212,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def version_folder(root: Path | str, version: str | None = None) -> str:
-    """Name of the version folder of a nuScenes-format root; inferred where it holds a single one.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: the root holds several and none was named.
-    """
-    root = Path(root)
-    found = sorted(p.parent.name for p in root.glob(f"{version or '*'}/scene.json"))
-    if not found and version is not None:
-        raise FileNotFoundError(f"{root / version}: not a nuScenes version folder (no scene.json)")
-    if not found:
-        raise FileNotFoundError(
-            f"{root} holds no nuScenes version folder (such as v1.0-mini); `kdlab simulate {root}` makes one"
-        )
-    if len(found) > 1:
-        raise ValueError(f"{root} holds several versions ({', '.join(found)}); name one with --data.version")
-    return found[0]
-
-
 class Scorer:
     """The official evaluation of one data set; its tables are read once, for any number of result files.
 
@@ -243,7 +223,9 @@ class Scorer:
     def __init__(self, root: Path | str, version: str | None = None) -> None:
         from nuscenes.nuscenes import NuScenes
 
-        self.version = version_folder(root, version)
+        from kdlab.data.nuscenes import find_version
+
+        self.version = find_version(Path(root), version)
         with _quiet():
             self.tables = NuScenes(self.version, str(root), verbose=False)
 

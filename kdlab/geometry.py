@@ -3,9 +3,11 @@
 Conventions, used everywhere in kdlab:
 
 * Frame: ego at the key LiDAR sweep's timestamp; x forward, y left, z up; metres, radians, seconds.
-* A pose is a 4x4 matrix named ``a_from_b``: it takes points of frame b to frame a, so in a chain neighbouring names match.
+* A pose is a 4x4 matrix named ``a_from_b``: it takes points of frame b to frame a, so in a chain neighbouring names
+  match.
 * Box: (x, y, z, l, w, h, yaw, vx, vy); geometric centre; l along the heading; yaw counter-clockwise from +x.
-* BEV map: [B, C, H, W] with row H = y and column W = x; cell i covers [min + i s, min + (i + 1) s), its centre is i + 1/2.
+* BEV map: [B, C, H, W] with row H = y and column W = x; cell i covers [min + i s, min + (i + 1) s), its centre is i
+  + 1/2.
 * Pixel (u, v): u right, v down, the centre of the first pixel at (0.5, 0.5).
 """
 
@@ -43,7 +45,9 @@ class BEVGrid:
         for name, (low, high) in (("x", self.x), ("y", self.y)):
             cells = (high - low) / self.cell
             if round(cells) < 1 or abs(cells - round(cells)) > 1e-3:
-                raise ValueError(f"BEVGrid: {name} range [{low}, {high}] holds {cells:.4f} cells of {self.cell} m; need whole")
+                raise ValueError(
+                    f"BEVGrid: {name} range [{low}, {high}] holds {cells:.4f} cells of {self.cell} m; need whole"
+                )
 
     @classmethod
     def square(cls, reach: float, cell: float) -> BEVGrid:
@@ -163,7 +167,7 @@ def footprint(boxes: Tensor, points: Sequence[tuple[float, float]] = _UNIT_CORNE
 
 
 def box_corners(boxes: Tensor) -> Tensor:
-    """Corners of boxes [..., 9] in metres [..., 8, 3]: the four of the footprint at the bottom, then the same at the top."""
+    """Corners of boxes [..., 9] in metres [..., 8, 3]: the four of the footprint at the bottom, then at the top."""
     flat = footprint(boxes)
     low = (boxes[..., 2] - boxes[..., 5] / 2)[..., None, None].expand(*flat.shape[:-1], 1)
     high = (boxes[..., 2] + boxes[..., 5] / 2)[..., None, None].expand(*flat.shape[:-1], 1)
@@ -171,7 +175,7 @@ def box_corners(boxes: Tensor) -> Tensor:
 
 
 def transform_boxes(a_from_b: Tensor, boxes: Tensor) -> Tensor:
-    """Take boxes [..., M, 9] by a similarity [..., 4, 4] that keeps z up: turns, flips and scales centre, size, yaw, velocity."""
+    """Take boxes [..., M, 9] by a similarity [..., 4, 4] that keeps z up: centre, size, yaw and velocity follow."""
     linear = a_from_b[..., :3, :3]
     scale = torch.linalg.det(linear).abs().pow(1 / 3)[..., None, None]
     flat = linear[..., :2, :2].mT
@@ -190,7 +194,7 @@ def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def project(image_from_camera: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Project camera-frame points [..., P, 3] by a 3x3 matrix [..., 3, 3]: pixels (u, v) [..., P, 2] and depth [..., P].
+    """Project camera-frame points [..., P, 3] by a matrix [..., 3, 3]: pixels (u, v) [..., P, 2] and depth [..., P].
 
     Depth is metres along the optical axis; pixels of points at or behind the camera plane mean nothing.
     """

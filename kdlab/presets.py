@@ -42,7 +42,9 @@ def small(modality: Modality, root: str = "data/sim") -> RunConfig:
         bev=BEVConfig(channels=80, stages=(80, 160, 320), blocks=(2, 2, 2), neck=256),
         head=HeadConfig(branch=32),
     )
-    return RunConfig(detector=detector, data=DataConfig(root=root, workers=8), train=TrainConfig(epochs=24, batch_size=16))
+    return RunConfig(
+        detector=detector, data=DataConfig(root=root, workers=8), train=TrainConfig(epochs=24, batch_size=16)
+    )
 
 
 def distilled(preset: str, method: str, teacher: str) -> DistillConfig:
@@ -57,6 +59,6 @@ def distilled(preset: str, method: str, teacher: str) -> DistillConfig:
 
 
 SCALES: dict[tuple[str, str], dict[str, float]] = {("tiny", "unidistill"): {"feature": 0.1}}
-"""Factors on the papers' weights by preset and method, tuned on sim_val: sums over channels do not port between widths."""
+"""Factors on the papers' weights by preset and method, tuned on sim_val: weights do not port between widths."""
 
 PRESETS: dict[str, Callable[..., RunConfig]] = {"tiny": tiny, "small": small}

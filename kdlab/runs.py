@@ -1,4 +1,4 @@
-"""Finished runs: load a detector, set runs side by side as a table and as a figure."""
+"""Finished runs: load a detector, set runs side by side as a table."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kdlab.checkpoint import RunFolder, load_detector, load_run_config, read_losses
+from kdlab.checkpoint import load_detector, load_run_config
 from kdlab.evaluate import TP_ERRORS, Metrics, load_metrics
 from kdlab.sample import CLASSES
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Comparison", "compare", "figure", "load_detector"]
+__all__ = ["Comparison", "compare", "load_detector"]
 
 LOWER_IS_BETTER = frozenset(TP_ERRORS.values())
 """Rows of a comparison whose best value is the smallest."""
@@ -30,6 +26,7 @@ class Comparison:
         names: one per run.
         runs: the folders.
         rows: name -> one value per run: mAP, NDS, five errors, AP by class; NaN where a run has none.
+        metrics: of each run, by its name.
         absent: classes without ground truth on the split.
         notes: method and backbone of each run.
     """
@@ -38,6 +35,7 @@ class Comparison:
     names: tuple[str, ...]
     runs: tuple[Path, ...]
     rows: dict[str, tuple[float, ...]]
+    metrics: dict[str, Metrics]
     absent: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -133,7 +131,9 @@ def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
     tables = [_rows(m) for m in chosen]
     names = [row for row in tables[0] if all(row in t for t in tables)]
     absent = tuple(c for c in CLASSES if c not in chosen[0].present)
-    return Comparison(wanted, _labels(paths), paths, {n: tuple(t[n] for t in tables) for n in names}, absent, notes)
+    labels = _labels(paths)
+    rows = {n: tuple(t[n] for t in tables) for n in names}
+    return Comparison(wanted, labels, paths, rows, dict(zip(labels, chosen, strict=True)), absent, notes)
 
 
 def _labels(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -144,44 +144,3 @@ def _labels(paths: Sequence[Path]) -> tuple[str, ...]:
         depth += 1
         labels = ["/".join(p.parts[-depth:]) for p in paths]
     return tuple(labels)
-
-
-def smooth(values: Sequence[float], width: int) -> list[float]:
-    """Running mean over the last ``width`` values."""
-    sums, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        sums.append(total / min(i + 1, width))
-    return sums
-
-
-def figure(comparison: Comparison) -> Figure:
-    """Bars of mAP and NDS, errors and AP by class, and each run's total loss over its steps."""
-    from matplotlib.figure import Figure
-
-    scores = [r for r in comparison.rows if r in ("mAP", "NDS")]
-    errors = [r for r in comparison.rows if r in LOWER_IS_BETTER]
-    classes = [r for r in comparison.rows if r.startswith("AP ")]
-    made = Figure(figsize=(12, 7), layout="constrained")
-    top, bottom = made.subfigures(2, 1, squeeze=False)[:, 0]
-    axes = [*top.subplots(1, 3, width_ratios=(1, 2, 3)), bottom.subplots()]
-    titles = ("higher is better", "errors, lower is better", "AP by class")
-    for ax, rows, title in zip(axes, (scores, errors, classes), titles, strict=False):
-        for i, name in enumerate(comparison.names):
-            width = 0.8 / len(comparison.names)
-            heights = [comparison.rows[r][i] for r in rows]
-            ax.bar(
-                [x + width * (i - (len(comparison.names) - 1) / 2) for x in range(len(rows))],
-                heights,
-                width,
-                label=name,
-            )
-        ax.set_xticks(range(len(rows)), [r.removeprefix("AP ") for r in rows], rotation=45, ha="right")
-        ax.set_title(f"{comparison.split}: {title}", fontsize=10)
-    for name, run in zip(comparison.names, comparison.runs, strict=True):
-        losses = [row for row in read_losses(RunFolder(run).losses) if not math.isnan(row["total"])]
-        total = smooth([row["total"] for row in losses], max(len(losses) // 50, 1))
-        axes[3].plot([row["step"] for row in losses], total, label=name)
-    axes[3].set(xlabel="step", ylabel="total loss (running mean)", yscale="log")
-    axes[3].legend()
-    return made

@@ -1,6 +1,7 @@
 """The typed values that flow through kdlab: boxes, samples, batches, features, predictions.
 
-Letters in shapes: B batch, T frames (key first), N cameras, D depth bins, C channels, H W rows and columns, M boxes, P points.
+Letters in shapes: B batch, T frames (key first), N cameras, D depth bins, C channels, H W rows and columns, M boxes,
+P points.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def to_device(value: T_, device: torch.device | str, non_blocking: bool = True) 
     if isinstance(value, tuple | list):
         return type(value)(to_device(v, device, non_blocking) for v in value)
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, BEVGrid):
-        moved = {f.name: to_device(getattr(value, f.name), device, non_blocking) for f in fields(value)}  # type: ignore[arg-type]
+        names = [f.name for f in fields(value)]  # type: ignore[arg-type]
+        moved = {name: to_device(getattr(value, name), device, non_blocking) for name in names}
         return replace(value, **moved)  # type: ignore[type-var]
     return value
 
@@ -67,7 +69,8 @@ class Boxes3D:
     """Annotated boxes of one sample ([M, ...]) or of a padded batch ([B, M, ...]).
 
     Attributes:
-        values: float32 [..., M, 9]: x, y, z, l, w, h, yaw, vx, vy. An unknown velocity is NaN in a Sample, see ``velocity_known``.
+        values: float32 [..., M, 9]: x, y, z, l, w, h, yaw, vx, vy. An unknown velocity is NaN in a Sample, see
+            ``velocity_known``.
         labels: int64 [..., M]: index into CLASSES; 0 in padding.
         valid: bool [..., M]: False in padding.
         points: int64 [..., M]: LiDAR points in the box, from the tables; 0 in padding.
@@ -90,7 +93,9 @@ class Boxes3D:
             ValueError: the shapes do not fit.
         """
         if values.shape[-1] != 9 or values.shape[:-1] != labels.shape:
-            raise ValueError(f"Boxes3D: values {tuple(values.shape)} must be [..., M, 9] beside labels {tuple(labels.shape)}")
+            raise ValueError(
+                f"Boxes3D: values {tuple(values.shape)} must be [..., M, 9] beside labels {tuple(labels.shape)}"
+            )
         zeros = torch.zeros_like(labels)
         valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
         return cls(values, labels, valid, zeros, zeros.clone(), zeros - 1)
@@ -136,14 +141,16 @@ class Sample:
         timestamp: of the key LiDAR sweep, seconds.
         images: uint8 [T, N, 3, H, W], RGB; N = 0 where images were not asked for.
         image_from_camera: float32 [T, N, 3, 3]: intrinsics with the image augmentation multiplied in.
-        frame_from_camera: float32 [T, N, 4, 4]: camera to the ego frame of frame t (at its LiDAR timestamp), by the camera's own ego pose.
+        frame_from_camera: float32 [T, N, 4, 4]: camera to the ego frame of frame t (at its LiDAR timestamp), by the
+            camera's own ego pose.
         key_from_frame: float32 [T, 4, 4]: ego frame of frame t to that of the key frame; [0] is the identity.
         frame_times: float32 [T]: seconds before the key frame, 0 first.
-        points: float32 [P, 5]: x, y, z (key ego frame, metres), intensity (0..1), time lag (seconds before the key, >= 0; 0 is the key sweep).
+        points: float32 [P, 5]: x, y, z (key ego frame, metres), intensity (0..1), time lag (seconds before the key,
+            >= 0; 0 is the key sweep).
         boxes: annotations in the key ego frame.
         global_from_key: float64 [4, 4]: key ego frame to the map.
-        bev_augmentation: float32 [4, 4]: similarity that BEV augmentation applied to the key frame (identity where none);
-            points, boxes, frame_from_camera and key_from_frame already hold it, global_from_key does not.
+        bev_augmentation: float32 [4, 4]: similarity that BEV augmentation applied to the key frame (identity where
+            none); points, boxes, frame_from_camera and key_from_frame already hold it, global_from_key does not.
         lidar_origin: float32 [3]: the LiDAR's place in the key ego frame (augmented with the points).
     """
 
@@ -174,7 +181,8 @@ class Batch:
         key_from_frame: float32 [B, T, 4, 4].
         points: float32 [P, 5], the clouds of all samples one after another; P = 0 where points were dropped.
         point_batch: int64 [P]: which sample each point belongs to, rising.
-        depth: float32 [B, N, h, w]: depth targets of the key frame at the feature stride, metres, 0 where no point fell; None where not asked for.
+        depth: float32 [B, N, h, w]: depth targets of the key frame at the feature stride, metres, 0 where no point
+            fell; None where not asked for.
         boxes: padded annotations [B, M, ...]; velocities that are unknown stay NaN.
         global_from_key: float64 [B, 4, 4].
         bev_augmentation: float32 [B, 4, 4].
@@ -204,7 +212,13 @@ class Batch:
     def images_only(self) -> Batch:
         """The batch as a camera detector may see it at test time: no points, no depth, no boxes."""
         boxes = Boxes3D.pad([Boxes3D.empty()] * self.size)
-        return replace(self, points=self.points[:0], point_batch=self.point_batch[:0], depth=None, boxes=to_device(boxes, self.images.device))
+        return replace(
+            self,
+            points=self.points[:0],
+            point_batch=self.point_batch[:0],
+            depth=None,
+            boxes=to_device(boxes, self.images.device),
+        )
 
 
 @dataclass

@@ -77,6 +77,8 @@ def test_a_shipped_teacher_serves_its_own_world_only(
     save_config(settings, made.config)
     detector = build_detector(settings.detector)
     save_weights(made.weights, detector)
+    for log in ("losses.csv", "metrics.json", "versions.json"):
+        (made.path / log).write_text("{}")
     assert ship_teacher(made.path, config.simulation) == weights_of(config.simulation)
     assert "elsewhere" not in (weights_of(config.simulation) / "config.json").read_text()
 

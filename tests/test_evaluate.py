@@ -22,7 +22,6 @@ from kdlab.evaluate import (
     load_metrics,
     predict,
     result_boxes,
-    version_folder,
     write_results,
 )
 from kdlab.models import Detector, build_detector
@@ -172,14 +171,3 @@ def test_metrics_survive_json(root: Path, scorer: Scorer, tmp_path: Path) -> Non
     again = Metrics.from_dict(json.loads(json.dumps(metrics.to_dict(), allow_nan=False)))
     assert math.isnan(again.label_tp_errors["traffic_cone"]["vel_err"])
     assert again.to_dict() == metrics.to_dict() and replace(again, split="x").split == "x"
-
-
-def test_version_folder(root: Path, tmp_path: Path) -> None:
-    assert version_folder(root) == "v1.0-tiny"
-    with pytest.raises(FileNotFoundError, match="kdlab simulate"):
-        version_folder(tmp_path)
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "scene.json").write_text("[]")
-    with pytest.raises(ValueError, match="several versions"):
-        version_folder(tmp_path)

@@ -16,7 +16,7 @@ import kdlab
 from kdlab.checkpoint import LossLog, differing_key, read_losses, write_json
 from kdlab.config import DistillConfig, save_config
 from kdlab.evaluate import Metrics, evaluate_run
-from kdlab.runs import compare, describe, figure
+from kdlab.runs import compare, describe
 from kdlab.sample import CLASSES
 from kdlab.train import train
 
@@ -69,8 +69,7 @@ def test_compare(run: Path, tmp_path: Path) -> None:
     assert table.best("mAP") == 1 and table.rows["mAP"][1] == 0.9
     assert {"NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "AP car"} <= table.rows.keys()
     assert "**0.9000**" in table.markdown() and "0.9000*" in table.text() and "No ground truth" in table.text()
-    figure(table).savefig(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert table.metrics["other"].mean_ap == 0.9
     (other / "metrics.json").unlink()
     with pytest.raises(
         ValueError,

@@ -141,9 +141,7 @@ def image_transform(
     return ImageTransform(resized, left, resized[0] - size[0], size, flip, angle)
 
 
-def augment_images(
-    sample: Sample, config: AugmentConfig, size: tuple[int, int], random: np.random.Generator
-) -> Sample:
+def augment_images(sample: Sample, config: AugmentConfig, size: tuple[int, int], random: np.random.Generator) -> Sample:
     """Resize, crop, flip and rotate a sample's images, each camera by its own draw, with ``image_from_camera``."""
     frames, cameras, _, height, width = sample.images.shape
     if cameras == 0:

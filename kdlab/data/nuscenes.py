@@ -56,7 +56,7 @@ class NuScenesDataset:
         if frames < 1 or sweeps < 1:
             raise ValueError(f"NuScenesDataset: frames and sweeps must be at least 1, got {frames} and {sweeps}")
         self.root = Path(root).expanduser()
-        self.version = _find_version(self.root, version)
+        self.version = find_version(self.root, version)
         self.split = split
         self.frames, self.sweeps, self.images, self.points, self.keep_empty = frames, sweeps, images, points, keep_empty
         self.tables: Tables = load_tables(self.root / self.version)
@@ -255,8 +255,13 @@ def _float32(values: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32))
 
 
-def _find_version(root: Path, version: str | None) -> str:
-    """The version folder's name, checked."""
+def find_version(root: Path, version: str | None) -> str:
+    """Name of the version folder of a nuScenes-format root; inferred where it holds a single one.
+
+    Raises:
+        FileNotFoundError: no such folder; the message says how to make or get a data set.
+        ValueError: the root holds several and none was named.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"no data set at {root}: there is no such folder. {_HOW}")
     found = sorted(f.name for f in root.iterdir() if (f / "scene.json").is_file() and (f / "sample.json").is_file())

@@ -16,7 +16,7 @@ def world_size() -> int:
 
 
 def mean_count(count: Tensor) -> Tensor:
-    """Mean of a count over all processes, with one as the least count of them together, so that nothing is divided by 0.
+    """Mean of a count over all processes; the least is one in all of them together, so that nothing is divided by 0.
 
     Losses divided by it and averaged over processes are those of one process on the whole batch.
     """

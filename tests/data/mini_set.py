@@ -129,9 +129,7 @@ def _image(writer: _Writer, scene: int, sample: str, camera: str, time: int, gre
                height=HEIGHT, width=WIDTH, filename=file, prev="", next="")  # fmt: skip
 
 
-def _sweep(
-    writer: _Writer, scene: int, name: str, sample: str, time: int, key: bool, chain: list[str], k: int
-) -> None:
+def _sweep(writer: _Writer, scene: int, name: str, sample: str, time: int, key: bool, chain: list[str], k: int) -> None:
     file = f"{'samples' if key else 'sweeps'}/LIDAR_TOP/{name}-{time}.pcd.bin"
     (writer.root / file).parent.mkdir(parents=True, exist_ok=True)
     turn, place = ego_pose(scene, time)
