@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_file, save_file
 
-from kdlab.checkpoint import RunFolder, load_run_config, write_json
+from kdlab.checkpoint import RunFolder, load_detector, load_run_config, replacing, save_weights, write_json
 from kdlab.config import Modality, RunConfig, save_config
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate import simulate
@@ -142,7 +141,7 @@ def run_demo(out: Path, config: DemoConfig) -> Path:
         metrics = {run.name: evaluated(run, world) for run in runs}
     with clock("figures"):
         figures = draw(out, config, runs, metrics)
-    print("\n" + report(out, runs, metrics, clock, figures), flush=True)
+    print("\n" + report(out, config, runs, metrics, clock, figures), flush=True)
     return out
 
 
@@ -180,10 +179,11 @@ def make_teacher(out: Path, config: DemoConfig, world: Path, clock: Clock) -> Pa
     A teacher of another world is of no use: this world's test scenes may have been among its training scenes.
     """
     run, shipped = RunFolder(out / "teacher"), RunFolder(weights_of(config.simulation))
-    if not run.path.exists() and shipped.finished:
-        run.path.mkdir(parents=True)
+    if not run.finished and not run.checkpoint.exists() and shipped.finished:
+        run.path.mkdir(parents=True, exist_ok=True)
         save_config(replace(load_run_config(shipped.path), data=run_config(config, world, "lidar").data), run.config)
-        shutil.copy(shipped.weights, run.weights)
+        with replacing(run.weights) as part:  # last: it is what makes the run a finished one
+            shutil.copy(shipped.weights, part)
         print(f"its weights are shipped ({shipped.path.name}): nothing to train")
     if run.finished:
         return run.path
@@ -202,8 +202,7 @@ def ship_teacher(run: Path, simulation: SimulationConfig) -> Path:
     to.path.mkdir(parents=True, exist_ok=True)
     config = load_run_config(run)
     save_config(replace(config, data=replace(config.data, root="data/sim", version=None)), to.config)
-    weights = load_file(RunFolder(run).weights)
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, to.weights)
+    save_weights(to.weights, load_detector(run).half())
     for log in ("losses.csv", "metrics.json", "versions.json"):
         shutil.copy(run / log, to.path / log)
     return to.path
@@ -263,20 +262,27 @@ def draw(out: Path, config: DemoConfig, runs: list[Path], metrics: dict[str, Met
     return paths
 
 
-def report(out: Path, runs: list[Path], metrics: dict[str, Metrics], clock: Clock, figures: dict[str, Path]) -> str:
+def report(
+    out: Path, config: DemoConfig, runs: list[Path], metrics: dict[str, Metrics], clock: Clock, figures: dict[str, Path]
+) -> str:
     """What the demo prints at the end: the table, a plain verdict, where things are and what to open next."""
     times = ", ".join(f"{part} {seconds:.0f}" for part, seconds in clock.seconds.items())
     lines = [compare(runs, SPLIT).text(), "", f"seconds: {times}; together {sum(clock.seconds.values()):.0f}", ""]
     lines += [verdict(*(metrics[run.name] for run in runs[1:])), "", "figures:"]
     lines += [f"  {path}" for path in figures.values()]
     folders = " ".join(str(run) for run in runs)
-    again = f"--data {out / 'world'} --method unidistill --teacher {runs[0]} --seed 1 --out runs/second-seed"
+    settings = f"--epochs {config.epochs_student} --train.batch-size {config.batch_size} --seed {config.seed + 1}"
+    again = f"--data {out / 'world'} {settings} --out {out}/second-seed"
+    taught = f"--data {out / 'world'} {settings} --method {config.method} --teacher {runs[0]} --out {out}/second-taught"
     lines += [
         "",
         "next:",
         "  make lab                        the notebooks; begin with notebooks/00_quickstart.ipynb",
         f"  kdlab compare {folders}",
+        "a second seed:",
         f"  kdlab train tiny camera {again}",
+        f"  kdlab train tiny camera {taught}",
+        f"  kdlab evaluate --run {out}/second-seed {out}/second-taught --split {SPLIT}",
     ]
     return "\n".join(lines)
 

@@ -10,9 +10,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kdlab.config import HeadConfig
 from kdlab.distill.places import TermResult
 from kdlab.distill.regions import gaussian_mask, nine_points
 from kdlab.geometry import BEVGrid
+from kdlab.models.targets import targets
 from kdlab.sample import CLASSES, Boxes3D
 from kdlab.view.bev import points_on, term_map
 from kdlab.view.style import TRUTH, array, bev_axes, bev_boxes_on, bev_image, colour_bar, kept, new_figure
@@ -57,7 +59,7 @@ def masks(
     grid: BEVGrid,
     overlap: float = 0.7,
     min_radius: int = 0,
-    wide: tuple[float, int] = (0.1, 2),
+    head: HeadConfig | None = None,
 ) -> Figure:
     """Where UniDistill compares teacher and student: the targets' Gaussians, its narrow mask, the nine points close up.
 
@@ -67,13 +69,16 @@ def masks(
         grid: of the masks.
         overlap: IoU that sizes UniDistill's mask.
         min_radius: least radius of it, cells.
-        wide: the same two numbers for the detection targets, for comparison.
+        head: of the detector whose targets are shown beside it; the default one where left out.
     """
     figure = new_figure(12.4, 4.8)
     axes = figure.subplots(1, 3)
     narrow = mask_of(boxes, grid, overlap, min_radius)
     panels = (
-        (mask_of(boxes, grid, *wide), "foreground of the detection targets"),
+        (
+            targets(Boxes3D.pad([boxes]), grid, head or HeadConfig()).heatmap[0].amax(0),
+            "foreground of the detection targets",
+        ),
         (narrow, "UniDistill's response mask"),
     )
     norm = Normalize(0.0, 1.0)
