@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,22 @@ def versions() -> dict[str, str]:
     return {"kdlab": version("kdlab"), "torch": torch.__version__, "python": platform.python_version()}
 
 
+def write_versions(folder: RunFolder, made: Mapping[str, str]) -> None:
+    """Store what a run is made with, or check that a run that goes on is made with the same.
+
+    Raises:
+        ValueError: precision, teacher or data set are others than when the run was begun.
+    """
+    before = json.loads(folder.versions.read_text()) if folder.versions.exists() else {}
+    for key, what in (("precision", "precision"), ("teacher", "a teacher of digest"), ("data", "a data set of digest")):
+        if key in before and before[key] != made.get(key):
+            raise ValueError(
+                f"{folder.path} was begun with {what} {before[key][:12]}, which is {made.get(key, 'none')[:12]} now; "
+                "give another --out"
+            )
+    write_json(folder.versions, dict(made))
+
+
 def differing_key(old: Any, new: Any, where: str = "") -> str | None:
     """Dotted name of the first key in which two JSON values differ, None where they agree."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -166,6 +183,22 @@ def open_run(folder: RunFolder, config: RunConfig) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     with replacing(folder.config) as part:
         save_config(config, part)
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove what a run left in its folder, and nothing else."""
+    for path in (
+        folder.weights,  # first: without them the run does not count as finished
+        folder.config,
+        folder.distiller,
+        folder.losses,
+        folder.metrics,
+        folder.validation,
+        folder.versions,
+    ):
+        path.unlink(missing_ok=True)
+    for name in ("checkpoint", "tensorboard", "stages"):
+        shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
 def save_weights(path: Path, module: nn.Module) -> None:

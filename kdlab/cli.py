@@ -373,3 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(error)
         return 1
+
+
+if __name__ == "__main__":  # accelerate launch -m kdlab.cli
+    sys.exit(main())

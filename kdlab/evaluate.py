@@ -66,6 +66,7 @@ class Metrics:
         label_tp_errors: true-positive errors by class and name; NaN where nuScenes defines none.
         counts: ground-truth boxes by class that the evaluation counts; 0: the class's numbers mean nothing.
         pretrained: whether the detector's backbone started from pretrained weights; None where that is unknown.
+        data: digest of the data set (`NuScenesDataset.digest`); None where that is unknown.
     """
 
     split: str
@@ -77,6 +78,7 @@ class Metrics:
     label_tp_errors: dict[str, dict[str, float]]
     counts: dict[str, int]
     pretrained: bool | None = None
+    data: str | None = None
 
     @property
     def present(self) -> list[str]:
@@ -363,7 +365,8 @@ def evaluate_run(
     path = folder.path / f"results_{split}.json"
     write_results(path, results, config.detector.modality)
     metrics = (scorer or Scorer(root, version)).score(path, split)
-    metrics = replace(metrics, pretrained=config.detector.modality != "lidar" and config.detector.camera.pretrained)
+    pretrained = config.detector.modality != "lidar" and config.detector.camera.pretrained
+    metrics = replace(metrics, pretrained=pretrained, data=getattr(loader.dataset, "digest", None))
     store_metrics(folder.metrics, metrics.split, metrics)
     return metrics
 

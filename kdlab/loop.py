@@ -84,7 +84,8 @@ class Loop:
         show: show progress.
         resume: go on from the folder's checkpoint.
         on_step: called after every step, on the main process.
-        on_epoch: called after every epoch with its number (1 for the first), on every process.
+        on_epoch: called after every epoch with its number (1 for the first), on every process; once more for the last
+            one where a training goes on at an epoch's border.
         average: the moving average, once the loop runs.
     """
 
@@ -144,6 +145,8 @@ class Loop:
     def _epochs(self) -> None:
         per_epoch = self.loader.steps_per_epoch
         first, skip = divmod(self._done, per_epoch)
+        if first and not skip:  # a kill may have come between the epoch's checkpoint and the end of on_epoch
+            self._epoch_ends(first)
         for epoch in range(first, self.config.epochs):
             for batch in self._batches(epoch, skip):
                 self._step(epoch, batch)
@@ -152,9 +155,12 @@ class Loop:
             self._flush()
             if self._done != self._saved:
                 self._save()
-            if self.on_epoch is not None:
-                self.on_epoch(epoch + 1)
-                self._model.train()
+            self._epoch_ends(epoch + 1)
+
+    def _epoch_ends(self, epoch: int) -> None:
+        if self.on_epoch is not None:
+            self.on_epoch(epoch)
+            self._model.train()
 
     def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         try:
@@ -268,4 +274,4 @@ class Loop:
 def _board(folder: RunFolder, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step or None)
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from kdlab.distill import Context, Method, TermResult, run_terms
 from kdlab.distill.terms import class_probability, cosine_relation, normalised, read_points
-from kdlab.distill.unidistill import PATHS, counted_rows, response_mask, sampled_points, unidistill
-from kdlab.geometry import BEVGrid, footprint
-from kdlab.parity_oracles import Assignment, nearest_cells
+from kdlab.distill.unidistill import PATHS, box_points, counted_rows, exchanged, response_mask, unidistill
+from kdlab.geometry import footprint
+from kdlab.parity_oracles import Assignment, ForeignGrid, nearest_cells
 from kdlab.sample import Boxes3D, Features, Predictions, TaskPrediction
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -134,41 +134,12 @@ def run(folder: Path) -> int:
     return 0 if all(row.passed for row in rows) else 1
 
 
-@dataclass(frozen=True)
-class _ForeignGrid(BEVGrid):
-    """The cells of a released script: sizes from the maps, range and cell from the constants.
-
-    Attributes:
-        size: rows and columns.
-        factor: voxels per cell; released codes divide by voxel and factor one after another, which decides borders.
-        exchanged: give column and row in exchanged order, as the ``*_unswapped`` arrays were made.
-    """
-
-    size: tuple[int, int] = (0, 0)
-    factor: float = 1.0
-    exchanged: bool = False
-
-    def __post_init__(self) -> None:
-        """Ranges need not hold whole cells here."""
-
-    @property
-    def width(self) -> int:
-        return self.size[1]
-
-    @property
-    def height(self) -> int:
-        return self.size[0]
-
-    def to_cells(self, xy: Tensor) -> Tensor:
-        low = torch.tensor((self.x[0], self.y[0]), dtype=torch.float32)
-        uv = (xy.float() - low) / torch.tensor(self.cell / self.factor, dtype=torch.float32) / self.factor
-        return uv.flip(-1) if self.exchanged else uv
-
-
 _INPUTS = frozenset(("gt_boxes", "gt_labels", "pc_range", "voxel_size", "out_size_factor", "seed", "det_loss")) | {
     f"{side}_{name}" for side in ("student", "teacher") for name in ("low", "high", "hm_logits", "reg")
 }
 _MARKER = "marker_student_low"
+_RESPONSES = {"response_class": ("hm_logits", "loss_resp_cls"), "response_regression": ("reg", "loss_resp_reg")}
+"""Terms whose inputs are large and may be missing: the inputs, and the stored value."""
 
 
 class _UniDistill:
@@ -191,8 +162,15 @@ class _UniDistill:
 
     @cached_property
     def boxes(self) -> Boxes3D:
-        """Rows as they are, in float64: the released code computes corners in it (and cells in float32)."""
+        """Rows in float64, in which the released code computes corners, but from a sine and a cosine in float32.
+
+        Their angle stands for the yaw and their length (1 +- 1e-7) multiplies l and w: corners come out bit for bit.
+        """
         values = self.given("gt_boxes").double()
+        yaw = self.arrays["gt_boxes"][..., 6]
+        turn = torch.from_numpy(np.stack((np.cos(yaw), np.sin(yaw)), -1)).double()
+        values[..., 3:5] *= turn.norm(dim=-1, keepdim=True)
+        values[..., 6] = torch.atan2(turn[..., 1], turn[..., 0])
         labels = torch.zeros(values.shape[:2])
         if "gt_labels" in self.arrays:
             labels = self.given("gt_labels")
@@ -201,7 +179,7 @@ class _UniDistill:
         return Boxes3D.make(values, labels.long(), values.abs().sum(-1) > 0)
 
     @cached_property
-    def grid(self) -> _ForeignGrid:
+    def grid(self) -> ForeignGrid:
         """Cells of the maps.
 
         Raises:
@@ -220,7 +198,7 @@ class _UniDistill:
             height, width = self.arrays[maps[0]].shape[-2:]
             size = (height, width)
         exchanged = self.unswapped and size[0] != size[1]
-        return _ForeignGrid((low_x, high_x), (low_y, high_y), cell, size, factor, exchanged)
+        return ForeignGrid((low_x, high_x), (low_y, high_y), cell, size, factor, exchanged)
 
     @cached_property
     def method(self) -> Method:
@@ -268,16 +246,39 @@ class _UniDistill:
         return torch.autograd.grad(self.result(term, tensor).value, found, materialize_grads=True)[0]
 
     def total(self) -> Tensor:
-        """Detection loss and weighted terms."""
-        for name in sorted(_INPUTS):
-            if name.startswith(("student_", "teacher_")):
-                self.given(name)
-        results = run_terms(self.method, self.context)
-        return self.given("det_loss").float() + sum(r.value for r in results.values())
+        """Detection loss and weighted terms; a response term without inputs is taken as stored, or left out."""
+        for name in ("student_low", "teacher_low", "student_high", "teacher_high"):
+            self.given(name)
+        terms = [t.name for t in self.method.terms if t.name not in _RESPONSES or self.holds(_RESPONSES[t.name][0])]
+        results = run_terms(self.method.only(terms), self.context)
+        stored = (self.stored(t.name) * t.weight for t in self.method.terms if t.name not in terms)
+        return self.given("det_loss").float() + sum(r.value for r in results.values()) + sum(stored)
+
+    def holds(self, tensor: str) -> bool:
+        """Both sides of an input are in the file."""
+        return f"student_{tensor}" in self.arrays and f"teacher_{tensor}" in self.arrays
+
+    def stored(self, term: str) -> Tensor | float:
+        """A response term's stored value along this path, 0 where there is none."""
+        name = _RESPONSES[term][1]
+        alike = (f"{name}_{self.path}", name) if self.path != "F2C" or term != "response_class" else (f"{name}_F2C",)
+        return next((self.given(n).float() for n in alike if n in self.arrays), 0.0)
+
+    def note(self, output: str) -> str:
+        """What is special about an output: terms that enter a total as stored, or not at all."""
+        lacking = [t for t in _RESPONSES if output == "loss_total" and not self.holds(_RESPONSES[t][0])]
+        taken = [t for t in lacking if isinstance(self.stored(t), Tensor)]
+        left = [t for t in lacking if t not in taken]
+        parts = [f"{', '.join(taken)} as stored" if taken else "", f"without {', '.join(left)}" if left else ""]
+        return "; ".join(p for p in parts if p)
 
     def points(self) -> Tensor:
-        """Where maps are read [B, M, 9, 2], cells."""
-        return sampled_points(self.context, torch.zeros(1, 1, *self.grid.size))
+        """Nine points of each box [B, M, 9, 2], cells."""
+        return box_points(self.context, torch.zeros(1, 1, *self.grid.size))
+
+    def read_at(self) -> Tensor:
+        """What grid_sample is given [B, M, 9, 2]."""
+        return normalised(self.points(), *self.grid.size, exchanged(self.context))
 
     def corners(self) -> Tensor:
         """Corners in cells [B, M, 4, 2]."""
@@ -285,11 +286,12 @@ class _UniDistill:
 
     def read(self, name: str) -> Tensor:
         """Maps at the points [B, C, M, 9]."""
-        return read_points(self.given(name).float(), self.points()).permute(0, 3, 1, 2)
+        return read_points(self.given(name).float(), self.points(), exchanged(self.context)).permute(0, 3, 1, 2)
 
     def relation(self, side: str) -> Tensor:
         """Relations within boxes [B, M, 9, 9]."""
-        return cosine_relation(read_points(self.given(f"{side}_high").float(), self.points()))
+        maps = self.given(f"{side}_high").float()
+        return cosine_relation(read_points(maps, self.points(), exchanged(self.context)))
 
     def mask(self) -> Tensor:
         """Mask of the response terms [B, H, W]."""
@@ -312,7 +314,7 @@ _OUTPUTS: dict[str, Callable[[_UniDistill], Tensor]] = {
     "gt_boxes_labelled": _UniDistill.labelled,
     "gt_indices": lambda c: counted_rows(c.context),
     "gt_corners_bev": _UniDistill.corners,
-    "grid": lambda c: normalised(c.points(), *c.grid.size),
+    "grid": _UniDistill.read_at,
     "sampled_student_low": lambda c: c.read("student_low"),
     "sampled_teacher_low": lambda c: c.read("teacher_low"),
     "sampled_student_high": lambda c: c.read("student_high"),
@@ -352,6 +354,7 @@ def _unidistill_owns(names: frozenset[str]) -> bool:
 def _unidistill_rows(file: str, arrays: Arrays) -> list[Row]:
     rows = []
     cases: dict[tuple[str, bool], _UniDistill] = {}
+    totals = sorted(name for name in arrays if name.startswith("loss_total"))
     for name in sorted(set(arrays) - _INPUTS - {_MARKER}):
         match = _SUFFIXES.fullmatch(name)
         base, path, unswapped = (
@@ -362,8 +365,12 @@ def _unidistill_rows(file: str, arrays: Arrays) -> list[Row]:
             rows.append(Row(file, name, None, tolerance, note="nothing computes this array"))
             continue
         case = cases.setdefault((path, unswapped), _UniDistill(arrays, path, unswapped))
+        if any(base == loss and not case.holds(tensor) for tensor, loss in _RESPONSES.values()) and totals:
+            rows.append(Row(file, name, None, tolerance, False, f"no inputs; enters {', '.join(totals)} as stored"))
+            continue
         try:
-            rows.append(compare(file, name, _OUTPUTS[base](case), arrays[name], tolerance))
+            row = compare(file, name, _OUTPUTS[base](case), arrays[name], tolerance)
+            rows.append(replace(row, note=row.note or case.note(base)))
         except (KeyError, ValueError, RuntimeError, IndexError) as error:
             rows.append(Row(file, name, None, tolerance, note=str(error.args[0] if error.args else error)))
     return rows

@@ -8,6 +8,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdlab.geometry import BEVGrid
+
+
+@dataclass(frozen=True)
+class ForeignGrid(BEVGrid):
+    """The cells of a released script: sizes from the maps, range and cell from the constants.
+
+    Attributes:
+        size: rows and columns.
+        factor: voxels per cell; released codes divide by voxel and factor one after another, which decides borders.
+        exchanged: give column and row in exchanged order, as the ``*_unswapped`` arrays were made.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    factor: float = 1.0
+    exchanged: bool = False
+
+    def __post_init__(self) -> None:
+        """Ranges need not hold whole cells here."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.size[1]
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.size[0]
+
+    def to_cells(self, xy: Tensor) -> Tensor:
+        """Metres [..., 2] to cells, in float32 and in the released order of operations."""
+        low = torch.tensor((self.x[0], self.y[0]), dtype=torch.float32)
+        uv = (xy.float() - low) / torch.tensor(self.cell / self.factor, dtype=torch.float32) / self.factor
+        return uv.flip(-1) if self.exchanged else uv
+
 
 @dataclass(frozen=True)
 class Assignment:

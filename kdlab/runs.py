@@ -108,7 +108,7 @@ def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
 
     Raises:
         FileNotFoundError: no such run.
-        ValueError: no runs, or one has no metrics; the message names the command that makes them.
+        ValueError: no runs, one has no metrics (the message names the command that makes them), or data sets differ.
     """
     if not runs:
         raise ValueError("compare: name at least one run folder")
@@ -128,6 +128,8 @@ def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
                 f"kdlab evaluate --run {path} --data {root} --split {wanted}"
             )
     chosen = [m[wanted] for m in stored]
+    if len({m.data for m in chosen if m.data is not None}) > 1:
+        raise ValueError(f"compare: the runs were scored on different data sets that both call a split {wanted}")
     tables = [_rows(m) for m in chosen]
     names = [row for row in tables[0] if all(row in t for t in tables)]
     absent = tuple(c for c in CLASSES if c not in chosen[0].present)

@@ -112,6 +112,22 @@ class Boxes3D:
         """The boxes that a mask, slice or index picks along the first axis (M of a sample, B of a batch)."""
         return Boxes3D(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def keep(self, mask: Tensor) -> Boxes3D:
+        """The valid boxes that a mask [..., M] picks, moved to the front in order and padded to the largest number."""
+        kept = mask & self.valid
+        order = (~kept).long().argsort(stable=True, dim=-1)[..., : int(kept.sum(-1).max())]
+        kept = kept.gather(-1, order)
+        moved = {}
+        for f in fields(self):
+            rows: Tensor = getattr(self, f.name)
+            if rows.ndim > order.ndim:
+                moved[f.name] = rows.gather(-2, order[..., None].expand(*order.shape, rows.shape[-1]))
+                moved[f.name] = moved[f.name].where(kept[..., None], moved[f.name].new_zeros(()))
+            else:
+                fill = -1 if f.name == "attributes" else 0
+                moved[f.name] = rows.gather(-1, order).where(kept, rows.new_full((), fill))
+        return Boxes3D(**moved)
+
     @property
     def velocity_known(self) -> Tensor:
         """Bool [..., M]: the velocity is a number."""

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from kdlab.allocator import keep_freed_memory
 from kdlab.checkpoint import (
     RunFolder,
+    discard,
     load_detector,
     load_run_config,
     load_weights,
     open_run,
     save_weights,
     versions,
-    write_json,
+    write_versions,
 )
 from kdlab.config import Modality, RunConfig
 from kdlab.data.batch import Loader
@@ -123,7 +124,7 @@ def train(
     accelerator = _accelerator(config, cpu)
     if accelerator.is_main_process:
         if not resume:
-            _discard(folder)
+            discard(folder)
         _check_teacher(config)
         open_run(folder, config)
     accelerator.wait_for_everyone()
@@ -143,13 +144,13 @@ def train(
 
 def _train(run: _Run, loader: Loader) -> None:
     config, accelerator = run.config, run.accelerator
+    _write_versions(run, loader)
     torch.manual_seed(config.train.seed)
     student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
     distiller = _distiller(run, student, loader) if config.distill is not None else None
     training = Training(student, distiller, config.train.precision).to(accelerator.device)
     if accelerator.num_processes > 1:
         sync_batchnorm(training)
-    _write_versions(run)
     validation = _Validation(run)
     loop = Loop(
         training,
@@ -180,21 +181,6 @@ def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
     return Accelerator(
         cpu=cpu, mixed_precision="no", kwargs_handlers=[unused]
     )  # autocast is kdlab's own, see precision.py
-
-
-def _discard(folder: RunFolder) -> None:
-    for path in (
-        folder.weights,
-        folder.config,
-        folder.distiller,
-        folder.losses,
-        folder.metrics,
-        folder.validation,
-        folder.versions,
-    ):
-        path.unlink(missing_ok=True)
-    for name in ("checkpoint", "tensorboard", "stages"):
-        shutil.rmtree(folder.path / name, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -305,6 +291,9 @@ def _distiller(run: _Run, student: Detector, loader: Loader) -> Distiller:
     teacher.to(memory_format=torch.channels_last)
     method = _method(run.config, load_run_config(source).detector.modality)
     labels = [_stage(run, stage, teacher, loader) for stage in method.stages]
+    if run.accelerator.num_processes > 1 and method.teacher_mode.batch_statistics:
+        for network in (teacher, *labels):
+            sync_batchnorm(network)
     torch.manual_seed(run.config.train.seed + 1)
     distiller = Distiller(method, student, teacher, labels[-1] if labels else None, grid=student.grid)
     copy_start(method, student, teacher)
@@ -338,28 +327,22 @@ def _changing(distiller: Distiller | None) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if module is not None}
 
 
-def _write_versions(run: _Run) -> None:
+def _write_versions(run: _Run, loader: Loader) -> None:
     if not run.accelerator.is_main_process:
         return
+    assert isinstance(loader.dataset, NuScenesDataset)
     device = run.accelerator.device
     made = versions() | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": resolve(run.config.train.precision, device),
         "processes": str(run.accelerator.num_processes),
         "threads": str(torch.get_num_threads()),
+        "data": loader.dataset.digest,
     }
     if run.config.distill is not None:
         weights = RunFolder(Path(run.config.distill.teacher)).weights
         made["teacher"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
-    if run.folder.versions.exists():
-        before = json.loads(run.folder.versions.read_text())
-        for key in ("precision", "teacher"):
-            if before.get(key) != made.get(key):
-                raise ValueError(
-                    f"{run.folder.path} was begun with {key} {before.get(key)}, which is {made.get(key)} now; "
-                    "give another --out"
-                )
-    write_json(run.folder.versions, made)
+    write_versions(run.folder, made)
 
 
 class _Validation:
@@ -371,10 +354,13 @@ class _Validation:
         self._scorer: Scorer | None = None
 
     def __call__(self, epoch: int, detector: nn.Module) -> None:
-        """Evaluate after an epoch, where its turn has come; every process calls it."""
+        """Evaluate after an epoch, where its turn has come and it is not done yet; every process calls it."""
         config, accelerator = self._run.config, self._run.accelerator
         every = config.train.evaluate_every
         if not every or (epoch % every and epoch != config.train.epochs):
+            return
+        stored = self._run.folder.validation
+        if stored.exists() and str(epoch) in json.loads(stored.read_text()):
             return
         data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
         if self._loader is None:
@@ -392,7 +378,7 @@ class _Validation:
             path = self._run.folder.path / f"results_{data.val}.json"
             write_results(path, results, config.detector.modality)
             metrics = self._scorer.score(path, data.val)
-            store_metrics(self._run.folder.validation, str(epoch), metrics)
+            store_metrics(stored, str(epoch), metrics)
             if self._run.progress:
                 print(f"epoch {epoch}: mAP {metrics.mean_ap:.4f}  NDS {metrics.nd_score:.4f}", flush=True)
         accelerator.wait_for_everyone()

@@ -1,9 +1,13 @@
 """Fixtures that any test may use."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell that runs this in the background has Ctrl-C ignored, for the tests' own processes too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

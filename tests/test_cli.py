@@ -1,5 +1,6 @@
 """The command line: help, errors, exit codes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,30 @@ def test_user_errors_are_one_line(root: Path, run: Path, tmp_path: Path, capsys:
     ):
         code, said = error_of(capsys, *words)
         assert code == 1 and text in said
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_unreadable_file_is_one_line(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: str
+) -> None:
+    data = shutil.copytree(root, tmp_path / "set")
+    file = sorted((data / "samples" / "LIDAR_TOP").iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    words = ["train", "tiny", "lidar", "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    words[words.index("--data.workers") + 1] = workers
+    assert cli.main(words) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if "Training" not in line]
+    assert said[-1].startswith(f"kdlab: error: {file} is cut off: ") and "Traceback" not in "".join(said)
+
+
+@pytest.mark.parametrize("module", ["kdlab", "kdlab.cli"])
+def test_python_m_is_the_command(module: str) -> None:
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
+
+    done, wrong = call("--version"), call("trian")
+    assert done.returncode == 0 and done.stdout.startswith("kdlab "), done.stderr
+    assert wrong.returncode == 2 and "did you mean train?" in wrong.stderr
 
 
 def test_wrong_options_exit_with_2() -> None:

@@ -160,6 +160,7 @@ def test_evaluate_run(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     evaluate_run(run, root, "all", workers=0, device="cpu")
     assert list(load_metrics(run)) == ["tiny_val", "all"]
     assert load_metrics(run)["tiny_val"].counts == metrics.counts and metrics.pretrained is False
+    assert load_metrics(run)["all"].data == metrics.data == NuScenesDataset(root).digest
     assert "mAP" in str(metrics) and "none of:" in str(metrics)
     with pytest.raises(ValueError, match=r"known splits: .*tiny_train"):
         evaluate_run(run, root, "val", workers=0, device="cpu")
@@ -170,4 +171,5 @@ def test_metrics_survive_json(root: Path, scorer: Scorer, tmp_path: Path) -> Non
     metrics = scorer.score(tmp_path / "r.json", "all")
     again = Metrics.from_dict(json.loads(json.dumps(metrics.to_dict(), allow_nan=False)))
     assert math.isnan(again.label_tp_errors["traffic_cone"]["vel_err"])
+    assert Metrics.from_dict({k: v for k, v in metrics.to_dict().items() if k != "data"}).data is None  # an older file
     assert again.to_dict() == metrics.to_dict() and replace(again, split="x").split == "x"

@@ -70,6 +70,9 @@ def test_compare(run: Path, tmp_path: Path) -> None:
     assert {"NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "AP car"} <= table.rows.keys()
     assert "**0.9000**" in table.markdown() and "0.9000*" in table.text() and "No ground truth" in table.text()
     assert table.metrics["other"].mean_ap == 0.9
+    write_json(other / "metrics.json", {"tiny_val": {**plain["tiny_val"], "data": "elsewhere"}})
+    with pytest.raises(ValueError, match="different data sets"):
+        compare([run, other])
     (other / "metrics.json").unlink()
     with pytest.raises(
         ValueError,

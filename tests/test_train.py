@@ -173,9 +173,11 @@ def test_bf16_stays_close_to_fp32(root: Path, tmp_path: Path, modality: Any) -> 
     assert first[1] == pytest.approx(first[0], rel=0.02)
 
 
-def test_auto_precision() -> None:
-    assert resolve("auto", torch.device("cpu")) in ("fp32", "bf16")
-    assert resolve("fp32", torch.device("cpu")) == "fp32"
+@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision(fast: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlab.precision.bf16_is_fast", lambda device: fast)
+    cpu = torch.device("cpu")
+    assert [resolve(p, cpu) for p in ("auto", "fp32", "bf16")] == [expected, "fp32", "bf16"]
 
 
 def test_schedule() -> None:
@@ -232,17 +234,21 @@ def run_on_two(config: RunConfig, out: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("modality", ["lidar", "camera"])
-def test_two_processes_are_one(root: Path, teacher: Path, tmp_path: Path, modality: Any) -> None:
-    config = mini_config(root, modality, batch_size=6, epochs=3, lr=1e-3)
+@pytest.mark.parametrize(
+    ("modality", "variant"), [("lidar", "intended"), ("camera", "intended"), ("camera", "released")]
+)
+def test_two_processes_are_one(root: Path, teacher: Path, tmp_path: Path, modality: Any, variant: Any) -> None:
+    config = mini_config(root, modality, batch_size=6, epochs=3, lr=1e-4)
     if modality == "camera":
-        config = replace(config, distill=DistillConfig("unidistill", str(teacher)))
+        config = replace(config, distill=DistillConfig("unidistill", str(teacher), variant))
     run_on_two(config, tmp_path / "two")
     quiet(config, tmp_path / "one")
     one, two = (read_losses(tmp_path / name / "losses.csv") for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for name in one[0]:
-        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3 if name == "grad_norm" else 1e-4, abs=1e-6), name
-        if name != "grad_norm":  # AdamW's first steps follow signs: what is almost zero may differ
-            assert two[2][name] == pytest.approx(one[2][name], rel=2e-2, abs=1e-6), name
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3 if name == "grad_norm" else 3e-4, abs=1e-6), name
+        if (
+            name != "grad_norm"
+        ):  # AdamW's first steps follow signs: what is almost zero may differ, the more the larger lr
+            assert two[2][name] == pytest.approx(one[2][name], rel=1e-2, abs=1e-6), name
     assert json.loads((tmp_path / "two" / "versions.json").read_text())["processes"] == "2"

@@ -244,13 +244,13 @@ class Loader:
         plan = [[(int(i), draw) for i in part] for part in parts if len(part)]
         if not self.workers:
             for keys in plan:
-                yield self._items.collate([self._items[key] for key in keys])
+                yield _checked(self._items.collate([self._items[key] for key in keys]))
             return
         self._newest += 1
         mine = self._newest
         self._plan.batches = plan
         for batch in self._started():
-            yield batch
+            yield _checked(batch)
             if mine != self._newest:
                 raise RuntimeError("Loader: a newer epoch has begun on the same workers; use a second Loader beside it")
 
@@ -274,8 +274,17 @@ class Loader:
         self._processes = None
 
 
-class _Items(TorchDataset[Sample]):
-    """Augmented samples by (index, draw): what runs in a worker."""
+def _checked(batch: Batch | Exception) -> Batch:
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
+
+
+class _Items(TorchDataset["Sample | Exception"]):
+    """Augmented samples by (index, draw): what runs in a worker.
+
+    Unreadable files come back as values: raised in a worker, their messages would reach the user inside a traceback.
+    """
 
     def __init__(
         self,
@@ -290,12 +299,23 @@ class _Items(TorchDataset[Sample]):
         self.stride, self.max_depth = stride, max_depth
         self.reduce = decode_reduction(dataset.image_size, size, config)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Exception:
         index, draw = key
-        return augment(self.dataset.load(index, self.reduce), self.config, self.size, seed=self.seed, draw=draw)
+        try:
+            return augment(self.dataset.load(index, self.reduce), self.config, self.size, seed=self.seed, draw=draw)
+        except (OSError, ValueError) as error:
+            return error
 
-    def collate(self, samples: list[Sample]) -> Batch:
-        return collate(samples, depth_stride=self.stride, max_depth=self.max_depth)
+    def collate(self, samples: list[Sample | Exception]) -> Batch | Exception:
+        whole: list[Sample] = []
+        for sample in samples:
+            if isinstance(sample, Exception):
+                return sample
+            whole.append(sample)
+        try:
+            return collate(whole, depth_stride=self.stride, max_depth=self.max_depth)
+        except ValueError as error:
+            return error
 
 
 class _Plan:

@@ -131,11 +131,13 @@ def _prepare(out: Path, config: SimulationConfig) -> bool:
             return True
     elif out.exists() and any(p.name != VERSION for p in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no simulation. Choose another folder, or delete this one.")
+    # The record comes first: a folder that a kill left without it could not be told from somebody else's.
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, _record(config, complete=False), indent=1)
     for name in (VERSION, "maps", _PARTS, f"sweeps/{LIDAR}", *(f"samples/{c}" for c in (*CAMERAS, LIDAR))):
         (out / name).mkdir(parents=True, exist_ok=True)
         for leftover in (out / name).glob(".*.tmp"):  # From a run that was killed.
             leftover.unlink(missing_ok=True)
-    write_json(record, _record(config, complete=False), indent=1)
     return False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -269,8 +268,3 @@ def _surface_points(agent: Agent, count: int = 48) -> tuple[Array, Array]:
     normal = cross[face] / np.maximum(area[face], 1e-12)[:, None]
     outward = ((point - (agent.x, agent.y, agent.z)) * normal).sum(1)
     return point, normal * np.where(outward >= 0, 1.0, -1.0)[:, None]
-
-
-def thread_count(workers: int) -> int:
-    """Threads for each of several worker processes, so that together they fill the processor."""
-    return max(1, (os.cpu_count() or 1) // max(workers, 1))

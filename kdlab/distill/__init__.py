@@ -11,7 +11,6 @@ from kdlab.distill.distiller import Distiller, copy_start, run_terms, total
 from kdlab.distill.method import Adapter, Method, Quirk, Stage, Start, TeacherMode, Term
 from kdlab.distill.paths import Channels, HasChannels, Part, TensorPath
 from kdlab.distill.places import Boxes, Cells, Nowhere, Pairs, Points, Slots, TermResult, gradient_map
-from kdlab.distill.unidistill import unidistill
 
 METHODS: dict[str, Callable[[Modality, Modality], Method]] = {
     "unidistill": _unidistill.by_modality,
@@ -59,5 +58,4 @@ __all__ = [
     "gradient_map",
     "run_terms",
     "total",
-    "unidistill",
 ]

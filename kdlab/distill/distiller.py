@@ -14,7 +14,7 @@ from kdlab.distill.context import Context
 from kdlab.distill.method import Method, Term
 from kdlab.distill.paths import Channels, HasChannels, Part, TensorPath
 from kdlab.distill.places import TermResult
-from kdlab.geometry import BEVGrid
+from kdlab.geometry import BEVGrid, footprint
 from kdlab.sample import Batch, Features
 
 
@@ -117,7 +117,10 @@ class Distiller(nn.Module):
         teacher_features: Features | None = None,
         label_features: Features | None = None,
     ) -> Context:
-        """What the terms of this step look at; for single terms and for pictures. Arguments as in `forward`."""
+        """What the terms of this step look at; for single terms and for pictures. Arguments as in `forward`.
+
+        Boxes that lie outside the grid with all corners of their footprint count for no term and are left out.
+        """
         if (teacher_features or label_features) and not self.cacheable:
             on = ", ".join(sorted(self.method.on))
             raise ValueError(
@@ -127,7 +130,7 @@ class Distiller(nn.Module):
         return Context(
             student_features,
             self._run("teacher", batch, teacher_features),
-            batch.boxes,
+            batch.boxes.keep(self.grid.locate(footprint(batch.boxes.values))[2].any(-1)),
             self.grid,
             self._run("labels", batch, label_features),
             batch,

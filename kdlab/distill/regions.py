@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlab.geometry import BEVGrid, footprint
+from kdlab.models.targets import gaussian_radius
 
 
 def with_midpoints(corners: Tensor) -> Tensor:
@@ -46,18 +47,6 @@ def rows_to_first_zero(boxes: Tensor, labels: Tensor) -> Tensor:
     return filled.long().cumprod(1).bool()
 
 
-def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
-    """Radius, in cells and real-valued, of CenterNet's target for boxes of these sizes in cells.
-
-    The historic formulas with divisor 2 in all three cases (as in CenterPoint and UniDistill, L2C:100-130).
-    """
-    total, area, o = length + width, length * width, overlap
-    first = (total + (total**2 - 4 * area * (1 - o) / (1 + o)).clamp(min=0).sqrt()) / 2
-    second = (2 * total + (4 * total**2 - 16 * (1 - o) * area).clamp(min=0).sqrt()) / 2
-    third = (-2 * o * total + (4 * o**2 * total**2 + 16 * o * (1 - o) * area).sqrt()) / 2
-    return torch.minimum(torch.minimum(first, second), third)
-
-
 def gaussian_mask(
     boxes: Tensor,
     drawn: Tensor,
@@ -75,7 +64,7 @@ def gaussian_mask(
         boxes: [B, M, 9].
         drawn: bool [B, M], rows that are drawn.
         grid: of the mask.
-        overlap: IoU that sizes the radius.
+        overlap: IoU that sizes the radius, by the formulas of released codes (UniDistill's stand at L2C:100-130).
         min_radius: least radius, cells.
         truncate: round the centre's cell toward zero instead of down, as released codes do.
         channel: int64 [B, M], the channel of each box; channel 0 by default.
@@ -89,8 +78,8 @@ def gaussian_mask(
     if boxes.shape[1] == 0:
         return mask.reshape(batch, channels, *grid.shape)
     sizes = boxes[..., 3:5] / grid.cell
-    radius = gaussian_radius(sizes[..., 0], sizes[..., 1], overlap).floor().clamp(min=min_radius)
-    radius = torch.where(drawn, radius, 0)
+    radius = gaussian_radius(sizes[..., 0], sizes[..., 1], overlap, released=True)
+    radius = torch.where(drawn, radius.floor().clamp(min=min_radius), 0)
     centre = grid.to_cells(boxes[..., :2])
     centre = centre.trunc() if truncate else centre.floor()
     reach = min(int(radius.max()), max(grid.shape))

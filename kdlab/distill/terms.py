@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlab.models.norm import across_ranks
 
-def mean_over_ranks(normaliser: Tensor) -> Tensor:
-    """A count's mean over all processes, where there are several; the count itself otherwise. Carries no gradient.
 
-    Every rank must call it, also one without any box.
+def normalised(uv: Tensor, height: int, width: int, exchange: bool = False) -> Tensor:
+    """Cell coordinates (column, row) [..., 2] to what ``grid_sample(align_corners=False)`` takes, in [-1, 1].
+
+    Args:
+        uv: [..., 2].
+        height: rows of the map.
+        width: its columns.
+        exchange: swap the two components afterwards, as some released codes do: the place read is then the mirror
+            image at the map's diagonal.
     """
-    normaliser = normaliser.detach()
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return normaliser
-    shared = normaliser.clone()
-    dist.all_reduce(shared)
-    return shared / dist.get_world_size()
-
-
-def normalised(uv: Tensor, height: int, width: int) -> Tensor:
-    """Cell coordinates (column, row) [..., 2] to what ``grid_sample(align_corners=False)`` takes, in [-1, 1]."""
     half = uv.new_tensor((width / 2, height / 2))
-    return (uv - half) / half
+    where = (uv - half) / half  # u / half - 1 rounds differently, and where a vector is nearly 0 that shows
+    return where.flip(-1) if exchange else where
 
 
-def read_points(maps: Tensor, uv: Tensor) -> Tensor:
+def places_read(uv: Tensor, height: int, width: int, exchange: bool = False) -> Tensor:
+    """The cell coordinates that `read_points` reads when it is given ``uv``: itself, or the exchanged place."""
+    return uv.flip(-1) * uv.new_tensor((width / height, height / width)) if exchange else uv
+
+
+def read_points(maps: Tensor, uv: Tensor, exchange: bool = False) -> Tensor:
     """Read maps [B, C, H, W] bilinearly at cell coordinates (column, row) [B, ..., 2], zeros outside: [B, ..., C].
 
-    The centre of cell i, i + 1/2, reads cell i exactly.
+    The centre of cell i, i + 1/2, reads cell i exactly; for ``exchange`` see `normalised`.
     """
-    where = normalised(uv, maps.shape[-2], maps.shape[-1]).flatten(1, -2).unsqueeze(1)
+    where = normalised(uv, maps.shape[-2], maps.shape[-1], exchange).flatten(1, -2).unsqueeze(1)
     read = F.grid_sample(maps, where.to(maps.dtype), align_corners=False)[:, :, 0]
     return read.transpose(1, 2).reshape(*uv.shape[:-1], maps.shape[1])
 
@@ -56,4 +58,4 @@ def masked_mean_l1(student: Tensor, teacher: Tensor, mask: Tensor, eps: float = 
 
     Maps are [B, C, H, W], the mask [B, H, W]; its sum is averaged over ranks.
     """
-    return mask * (student - teacher).abs().mean(1) / (mean_over_ranks(mask.sum()) + eps)
+    return mask * (student - teacher).abs().mean(1) / (across_ranks(mask.sum()) + eps)

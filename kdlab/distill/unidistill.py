@@ -6,9 +6,21 @@ Method from megvii-research/CVPR2023-UniDistill, commit 32f02b4. Its four script
 ..._lidar_exp_distill_fusion.py. The paper's body was not at hand: what it intends is reconstructed from its abstract,
 reviews of it and the code. Its equations are 3 (feature), 4-5 (relation) and 6-7 (response), second-hand.
 
-Two second-hand differences are no quirks, because too little is known of the paper's form: the response terms as one
-masked sum over the class maximum and the regression channels together, and a mask as wide as CenterPoint's (set
-``overlap`` 0.1 and ``min_radius`` 2 in the response terms' options).
+Differences that are no quirks, and why:
+
+* Too little is known of the paper's form, second-hand: the response terms as one masked sum over the class maximum and
+  the regression channels together; a mask as wide as CenterPoint's (set ``overlap`` 0.1 and ``min_radius`` 2 in the
+  response terms' options); the learning rate of LiDAR and fusion models, 1e-4 in the paper and 1e-3 in the code
+  (kdlab's belongs to the training config, not to a method).
+* They belong to the released detectors, and kdlab distils between its own: the IoU-aware head with top-9 assignment and
+  learned loss weights, 66 regression channels where kdlab's head has 60 (the term averages over channels, whatever
+  their number); the lift that truncates cell indices toward zero, where kdlab's rounds down.
+* They are faults of the released input pipeline, before any tensor that a term sees: clouds padded with zeros to equal
+  length, which adds points at the origin where a batch has more than one sample; images in BGR order normalised with
+  the statistics of RGB.
+
+The released loader keeps a box only if one of its corners is in range; `Distiller.context` does so for every method, by
+the footprint.
 """
 
 from __future__ import annotations
@@ -23,8 +35,9 @@ from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, TeacherMode, Term, Variant
 from kdlab.distill.places import Cells, Pairs, Points, TermResult
 from kdlab.distill.regions import gaussian_mask, rows_to_first_zero, rows_to_last_box, with_midpoints
-from kdlab.distill.terms import class_probability, cosine_relation, masked_mean_l1, mean_over_ranks, read_points
+from kdlab.distill.terms import class_probability, cosine_relation, masked_mean_l1, places_read, read_points
 from kdlab.geometry import footprint
+from kdlab.models.norm import across_ranks
 
 Path = Literal["L2C", "C2L", "F2C", "F2L"]
 EPS = 1e-4
@@ -55,40 +68,40 @@ def counted_rows(context: Context) -> Tensor:
     return context.boxes.valid
 
 
-def sampled_points(context: Context, maps: Tensor) -> Tensor:
-    """Where maps are read for each box's nine points, cell coordinates [B, M, 9, 2].
+def box_points(context: Context, maps: Tensor) -> Tensor:
+    """Each box's nine points, cell coordinates of ``maps`` [B, M, 9, 2]."""
+    return with_midpoints(context.grid_of(maps).to_cells(footprint(context.boxes.values)))
 
-    With the released exchange of grid_sample's coordinates (L2C:226, 276) the column read is v W / H and the row
-    u H / W: the mirror image at the diagonal, where the map is square.
-    """
-    uv = with_midpoints(context.grid_of(maps).to_cells(footprint(context.boxes.values)))
-    if "unidistill.transpose_points" in context.on:
-        height, width = maps.shape[-2:]
-        uv = uv.flip(-1) * uv.new_tensor((width / height, height / width))
-    return uv
+
+def exchanged(context: Context) -> bool:
+    """Whether maps are read with grid_sample's coordinates swapped (L2C:226, 276), see `kdlab.distill.terms`."""
+    return "unidistill.transpose_points" in context.on
 
 
 def _row_weights(context: Context) -> Tensor:
     counted = counted_rows(context).float()
-    return counted / (mean_over_ranks(counted.sum()) + EPS)
+    return counted / (across_ranks(counted.sum()) + EPS)
 
 
 def feature(context: Context, term: Term) -> TermResult:
     """Mean |difference| over channels and nine points of each box, over the number of boxes (L2C:196-245)."""
     student, teacher = context.pair(term)
-    uv = sampled_points(context, student)
-    error = (read_points(student, uv) - read_points(teacher, uv)).abs().mean(-1) / uv.shape[-2]  # [B, M, 9]
-    error = error * _row_weights(context)[..., None]
+    uv, swap = box_points(context, student), exchanged(context)
+    error = (read_points(student, uv, swap) - read_points(teacher, uv, swap)).abs().mean(-1) / uv.shape[-2]
+    error = error * _row_weights(context)[..., None]  # [B, M, 9]
+    uv = places_read(uv, student.shape[-2], student.shape[-1], swap)
     return TermResult.of(error.flatten(1), Points(uv.flatten(1, 2)), context.grid_of(student))
 
 
 def relation(context: Context, term: Term) -> TermResult:
     """Mean |difference| of the 9 x 9 cosine relations within each box, over the number of boxes (L2C:248-323)."""
     student, teacher = context.pair(term)
-    uv = sampled_points(context, student)
-    error = (cosine_relation(read_points(student, uv)) - cosine_relation(read_points(teacher, uv))).abs()
+    uv, swap = box_points(context, student), exchanged(context)
+    relations = [cosine_relation(read_points(maps, uv, swap)) for maps in (student, teacher)]
+    error = (relations[0] - relations[1]).abs()
     error = error / error[0, 0].numel() if error.numel() else error
     error = error * _row_weights(context)[..., None, None]  # [B, M, 9, 9]
+    uv = places_read(uv, student.shape[-2], student.shape[-1], swap)
     first = uv[:, :, :, None].expand(*error.shape, 2).flatten(1, 3)
     second = uv[:, :, None].expand(*error.shape, 2).flatten(1, 3)
     return TermResult.of(error.flatten(1), Pairs(first, second), context.grid_of(student))
@@ -127,7 +140,7 @@ def response_regression(context: Context, term: Term) -> TermResult:
 
 
 def _quirks(path: Path) -> tuple[Quirk, ...]:
-    swap = {"F2C": "F2C:225, 275"}.get(path, f"{path}:226, 276") + "; issue 7"
+    swap = {"F2C": "F2C:225, 275"}.get(path, f"{path}:226, 276") + "; the repository's issue 7"
     reload = {
         "L2C": " (state reloaded at L2C:462)",
         "C2L": " (state reloaded at C2L:460)",

@@ -356,14 +356,23 @@ def test_loader_errors(root: Path) -> None:
         loader(root).epoch(0, 4)
 
 
-def test_worker_errors_keep_their_message(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_files_keep_their_message(root: Path, tmp_path: Path, workers: int) -> None:
     import shutil
 
     copy = shutil.copytree(root, tmp_path / "set")
     file = sorted((copy / "samples" / CAMERAS[0]).iterdir())[0]
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match=rf"{file.name} .*cut off"):
-        list(loader(copy, workers=1).epoch(0))
+    broken = loader(copy, workers=workers)
+    for _ in range(2):  # The workers live on.
+        with pytest.raises(ValueError, match=r"is cut off") as caught:
+            list(broken.epoch(0))
+        assert str(caught.value).startswith(f"{file} (200 bytes)") and "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(FileNotFoundError) as missing:
+        list(broken.epoch(0))
+    assert str(missing.value).startswith(f"{file} is missing") and "\n" not in str(missing.value)
+    broken.close()
 
 
 def test_class_balance() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,42 @@ def test_an_interrupted_run_continues(simulated: Path, tmp_path: Path, monkeypat
     assert hashes(out) == whole
     simulate(out, CONFIG, workers=1, progress=False)
     assert rendered == [1]  # A finished data set is not touched.
+
+
+def test_a_kill_at_any_folder_or_record_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    calls, real_mkdir, real_replace = 0, Path.mkdir, os.replace
+
+    def count(limit: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > limit:
+            raise Killed
+
+    for limit in range(100):
+        out, calls = tmp_path / str(limit), 0
+        with monkeypatch.context() as patch:
+
+            def mkdir(self: Path, *args: object, limit: int = limit, **options: object) -> None:
+                count(limit)
+                real_mkdir(self, *args, **options)  # type: ignore[arg-type]
+
+            def replace(*args: str, limit: int = limit) -> None:
+                count(limit)
+                real_replace(*args)
+
+            patch.setattr(Path, "mkdir", mkdir)
+            patch.setattr(os, "replace", replace)
+            try:
+                sim._prepare(out, CONFIG)
+                break
+            except Killed:
+                pass
+        assert sim._prepare(out, CONFIG) is False
+        assert json.loads((out / "v1.0-sim" / "simulation.json").read_text())["complete"] is False
+    assert 8 < limit < 99
 
 
 def test_other_settings_in_the_same_folder_are_refused(simulated: Path) -> None:

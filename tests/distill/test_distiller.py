@@ -22,10 +22,11 @@ from kdlab.distill import (
     TermResult,
     copy_start,
     total,
-    unidistill,
 )
 from kdlab.distill.method import ALL
+from kdlab.distill.unidistill import unidistill
 from kdlab.geometry import BEVGrid
+from kdlab.sample import Boxes3D
 
 
 def distiller(method=None, teacher=None, student=None, labels=None):
@@ -52,6 +53,58 @@ def test_results_are_weighted_and_add_up():
     torch.testing.assert_close(total(one), sum(r.value for r in one.values()))
     total(one).backward()
     assert student.bev.grad.abs().sum() > 0 and total({}) == 0.0
+
+
+def test_kept_boxes_move_to_the_front():
+    found = boxes(3, (4, 2, 0))
+    found.points, found.attributes = found.labels + 1, found.labels + 0
+    found.points[~found.valid], found.attributes[~found.valid] = 0, -1
+    kept = found.keep(torch.tensor([[False, True, False, True], [True, False, True, True], [True] * 4]))
+    assert kept.valid.tolist() == [[True, True], [True, False], [False, False]]
+    expected = Boxes3D.pad([found[0][torch.tensor([1, 3])], found[1][:1], Boxes3D.empty()])
+    for name in ("values", "labels", "valid", "points", "visibility", "attributes"):
+        ours, theirs = getattr(kept, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    one = found[0].keep(torch.tensor([False, False, True, False]))  # boxes of one sample
+    torch.testing.assert_close(one.values, found[0].values[2:3], equal_nan=True)
+    assert found.keep(torch.zeros(3, 4, dtype=torch.bool)).values.shape == (3, 0, 9)
+    assert Boxes3D.empty().keep(torch.zeros(0, dtype=torch.bool)).values.shape == (0, 9)
+
+
+def test_boxes_outside_the_grid_count_for_nothing():
+    inside = boxes(0, (3, 2), reach=8.0)
+    more = boxes(9, (2, 3))
+    more.values[..., 0] = 40.0
+    more.values[0, 0, :7] = torch.tensor([12.5, 0.0, 0.0, 4.0, 2.0, 1.0, 0.0])  # its centre is outside, a corner inside
+    reaching = more.values[0, :1].clone()
+    mixed = Boxes3D.pad(
+        [
+            Boxes3D.make(torch.cat(p), torch.zeros(len(torch.cat(p)), dtype=torch.long))
+            for p in (
+                (more.values[0, 1:2], inside.values[0, :3], reaching),
+                (inside.values[1, :1], more.values[1], inside.values[1, 1:2]),
+            )
+        ]
+    )
+    clean = Boxes3D.pad(
+        [
+            Boxes3D.make(torch.cat(p), torch.zeros(len(torch.cat(p)), dtype=torch.long))
+            for p in (
+                (inside.values[0, :3], reaching),
+                (inside.values[1, :2],),
+            )
+        ]
+    )
+    for variant in ("intended", "released"):
+        d, student = distiller(unidistill("F2C", variant)), features(5)
+        batch = batch_of(mixed)
+        context = d.context(student, batch)
+        assert context.boxes.valid.sum(1).tolist() == [4, 2] and batch.boxes is mixed
+        torch.testing.assert_close(context.boxes.values, clean.values, equal_nan=True)
+        ours, theirs = d(student, batch), d(student, batch_of(clean))
+        for name in ours:
+            torch.testing.assert_close(ours[name].value, theirs[name].value)
 
 
 def test_nothing_reaches_the_teacher():

@@ -6,7 +6,8 @@ from distill_fakes import FakeChannels, features
 from torch import nn
 
 from kdlab.config import DistillConfig
-from kdlab.distill import METHODS, Adapter, Part, Quirk, TeacherMode, TensorPath, Term, build_method, unidistill
+from kdlab.distill import METHODS, Adapter, Part, Quirk, TeacherMode, TensorPath, Term, build_method
+from kdlab.distill.unidistill import unidistill
 
 
 def test_variants_and_flips():
