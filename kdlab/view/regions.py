@@ -71,7 +71,7 @@ def masks(
         min_radius: least radius of it, cells.
         head: of the detector whose targets are shown beside it; the default one where left out.
     """
-    figure = new_figure(12.4, 4.8)
+    figure = new_figure(12.4, 5.4)
     axes = figure.subplots(1, 3)
     narrow = mask_of(boxes, grid, overlap, min_radius)
     panels = (
