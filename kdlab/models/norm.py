@@ -60,7 +60,7 @@ class _RankSum(torch.autograd.Function):
 
 
 def _rank_sum(value: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return value
     summed: Tensor = _RankSum.apply(value)
     return summed
