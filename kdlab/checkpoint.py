@@ -25,7 +25,7 @@ from kdlab.config import RunConfig, load_config, save_config, to_dict
 if TYPE_CHECKING:
     from kdlab.models.detector import Detector
 
-NEUTRAL = ("data.workers", "train.checkpoint_minutes", "train.evaluate_every")
+NEUTRAL = ("data.workers", "train.checkpoint_minutes", "train.evaluate_every", "train.gradients_every")
 """Keys that may change when a run goes on: they do not change its numbers."""
 
 

@@ -181,6 +181,8 @@ class TrainConfig:
     """Time between checkpoints; one is also written after every epoch."""
     evaluate_every: int = 0
     """Epochs between evaluations on the validation split; 0: never during training."""
+    gradients_every: int = 0
+    """Steps between measurements of the losses' gradients at the shared BEV map; 0: never."""
 
 
 @dataclass(frozen=True)

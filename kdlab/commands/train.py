@@ -1,0 +1,115 @@
+"""`kdlab train`."""
+
+# No `from __future__ import annotations`: tyro reads the annotations of classes that are defined inside functions.
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from kdlab.commands.parse import parse
+
+if TYPE_CHECKING:
+    from kdlab.config import RunConfig
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a detector, alone or distilled from a teacher.
+
+    PRESET and MODALITY come first and set every default below. The same command goes on after a kill.
+    """
+    from kdlab.config import DataConfig, DetectorConfig, TrainConfig
+    from kdlab.presets import PRESETS
+
+    base = _preset(args)
+
+    choices = tyro.extras.literal_type_from_choices(list(PRESETS))
+
+    @dataclass
+    class Train:
+        preset: Annotated[choices, tyro.conf.Positional]  # type: ignore[valid-type]
+        """Size of everything."""
+        modality: Annotated[Literal["lidar", "camera", "fusion"], tyro.conf.Positional]
+        """Sensors of the trained detector."""
+        out: Path
+        """Run folder."""
+        root: Annotated[str, tyro.conf.arg(name="data")] = base.data.root
+        """Data set; short for --data.root."""
+        epochs: int = base.train.epochs
+        """Short for --train.epochs."""
+        seed: int = base.train.seed
+        """Short for --train.seed."""
+        method: str = ""
+        """Distil by this method (see `kdlab methods`); none where left out."""
+        teacher: str = ""
+        """Run folder of the teacher."""
+        variant: Literal["intended", "paper", "released"] = "intended"
+        """All quirks of the released code off (intended, paper) or on."""
+        quirks: tuple[str, ...] = ()
+        """Quirks to flip from the variant's setting."""
+        scale: float = 1.0
+        """One factor on every weight of the method, beside the preset's own scales."""
+        weights: dict[str, float] = field(default_factory=dict)
+        """Weights by term name that replace the method's own: --weights feature 5 relation 0."""
+        restart: bool = False
+        """Throw away what OUT holds of an earlier run."""
+        cpu: bool = False
+        """Train on the CPU although there is a GPU."""
+        detector: DetectorConfig = base.detector
+        data: DataConfig = base.data
+        train: TrainConfig = base.train
+
+    given = parse(Train, "train", args, str(train.__doc__))
+    config = _run_config(args, given, base)
+    from kdlab.train import train as start
+
+    run = start(config, given.out, resume=not given.restart, cpu=given.cpu)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{run} is ready; try: kdlab evaluate --run {run}")
+    return 0
+
+
+def _preset(args: Sequence[str]) -> "RunConfig":
+    """The config that the two words in front name; tiny camera, for the help, where they do not."""
+    from kdlab.presets import PRESETS
+
+    name, modality = (*args[:2], "", "")[:2]
+    known = name in PRESETS and modality in ("lidar", "camera", "fusion")
+    return PRESETS[name](modality) if known else PRESETS["tiny"]("camera")
+
+
+def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfig":
+    from kdlab.config import RunConfig
+    from kdlab.presets import distilled
+
+    if list(args[:2]) != [given.preset, given.modality] or given.detector.modality != given.modality:
+        raise ValueError(
+            "PRESET and MODALITY must be the first two words after `kdlab train`, and --detector.modality left out"
+        )
+    variant: Literal["intended", "released"] = "released" if given.variant == "released" else "intended"
+    distill = None
+    if given.method:
+        distill = dataclasses.replace(
+            distilled(given.preset, given.method, given.teacher),
+            variant=variant,
+            quirks=given.quirks,
+            scale=given.scale,
+            weights=given.weights,
+        )
+    elif given.teacher or given.quirks or given.weights or given.variant != "intended":
+        raise ValueError(
+            "--teacher, --variant, --quirks and --weights want a distillation: name its --method (see `kdlab methods`)"
+        )
+    data = dataclasses.replace(given.data, **_short(root=(given.root, base.data.root)))
+    train = dataclasses.replace(
+        given.train, **_short(epochs=(given.epochs, base.train.epochs), seed=(given.seed, base.train.seed))
+    )
+    return RunConfig(given.detector, data, train, distill)
+
+
+def _short(**pairs: tuple[Any, Any]) -> dict[str, Any]:
+    """The short options that were given another value than the preset's."""
+    return {name: value for name, (value, default) in pairs.items() if value != default}

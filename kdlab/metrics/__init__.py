@@ -1,0 +1,1 @@
+"""nuScenes detection metrics on arrays: the numbers of nuscenes-devkit, vectorised."""

@@ -1,0 +1,1 @@
+"""Studies: many runs from one description, and a verdict on each change."""
