@@ -4,11 +4,13 @@
 
 PYTHON ?=
 ARGS ?=
+PEERS ?=
 BIN := .venv/bin
 STAMP := .venv/.kdlab-setup
+PEERS_STAMP := .venv-bench/.kdlab-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lab bench lint lock clean
+.PHONY: help setup demo test slow lab bench peers lint lock clean
 
 help:
 	@echo "make setup   install into .venv (every other target does it too)"
@@ -16,7 +18,8 @@ help:
 	@echo "make lab     JupyterLab on the notebooks"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make slow    the slow tests"
-	@echo "make bench   the benchmarks"
+	@echo "make bench   the benchmarks beside what is installed, one table; PEERS=1: beside all peers"
+	@echo "make peers   install the peers into .venv-bench (two compilations, about 25 minutes)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make lock    write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove .venv and caches"
@@ -40,8 +43,13 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
-bench: $(STAMP)
-	$(BIN)/python -m pytest -s tests/bench $(ARGS)
+bench: $(if $(PEERS),$(PEERS_STAMP),$(STAMP))
+	$(if $(PEERS),.venv-bench/bin,$(BIN))/python tests/bench/table.py $(ARGS)
+
+peers: $(PEERS_STAMP)
+
+$(PEERS_STAMP): scripts/bench_peers.sh | $(STAMP)
+	@PYTHON="$(PYTHON)" sh scripts/bench_peers.sh "$@"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -56,4 +64,4 @@ lock: | $(BIN)/uv
 	    --custom-compile-command "make lock" $(ARGS) -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdlab.checkpoint import load_detector as load_detector
     from kdlab.evaluate import evaluate_run as evaluate_run
+    from kdlab.hub import load_detector as load_detector
+    from kdlab.hub import save_pretrained as save_pretrained
     from kdlab.runs import compare as compare
     from kdlab.train import train as train_run
 
-__all__ = ["compare", "evaluate_run", "load_detector", "train_run"]
+__all__ = ["compare", "evaluate_run", "load_detector", "save_pretrained", "train_run"]
 
 _HOMES = {
     "compare": ("kdlab.runs", "compare"),
     "evaluate_run": ("kdlab.evaluate", "evaluate_run"),
-    "load_detector": ("kdlab.checkpoint", "load_detector"),
+    "load_detector": ("kdlab.hub", "load_detector"),
+    "save_pretrained": ("kdlab.hub", "save_pretrained"),
     "train_run": ("kdlab.train", "train"),  # `kdlab.train` is the module
 }
 

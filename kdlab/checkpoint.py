@@ -10,7 +10,9 @@ import csv
 import json
 import os
 import platform
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdlab.config import RunConfig, load_config, save_config, to_dict
+from kdlab.config import C, DetectorConfig, RunConfig, from_dict, save_config, to_dict
+from kdlab.sample import CLASSES
 
 if TYPE_CHECKING:
     from kdlab.models.detector import Detector
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 NEUTRAL = ("data.workers", "train.checkpoint_minutes", "train.evaluate_every", "train.gradients_every")
 """Keys that may change when a run goes on: they do not change its numbers."""
 
+EXPORTED_WEIGHTS = "model.safetensors"
+"""What the Hugging Face hub calls a model's weights."""
+
+EXPORT = "kdlab"
+"""Key of an exported config.json (`kdlab.hub`) that a run's has not: version and classes."""
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -59,6 +67,16 @@ class RunFolder:
         return self.path / "losses.csv"
 
     @property
+    def gradients(self) -> Path:
+        """How the losses' gradients agree, see `kdlab.gradients`."""
+        return self.path / "gradients.csv"
+
+    @property
+    def cost(self) -> Path:
+        """Time, memory and parameters, JSON, see `kdlab.cost`."""
+        return self.path / "cost.json"
+
+    @property
     def metrics(self) -> Path:
         """Metrics by split, JSON."""
         return self.path / "metrics.json"
@@ -70,8 +88,9 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """The trained detector; there once the run is finished."""
-        return self.path / "detector.safetensors"
+        """The trained detector; there once the run is finished. An exported run (`kdlab.hub`) has the hub's name."""
+        exported = self.path / EXPORTED_WEIGHTS
+        return exported if exported.exists() else self.path / "detector.safetensors"
 
     @property
     def distiller(self) -> Path:
@@ -122,8 +141,19 @@ def versions() -> dict[str, str]:
     return {"kdlab": version("kdlab"), "torch": torch.__version__, "python": platform.python_version()}
 
 
+def command() -> str:
+    """The words that started this process, ready for a shell; ``notebook`` in one."""
+    if "ipykernel" in sys.modules:
+        return "notebook"
+    program = Path(sys.argv[0])
+    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
 def write_versions(folder: RunFolder, made: Mapping[str, str]) -> None:
     """Store what a run is made with, or check that a run that goes on is made with the same.
+
+    The command is the one that began the run.
 
     Raises:
         ValueError: precision, teacher or data set are others than when the run was begun.
@@ -135,7 +165,7 @@ def write_versions(folder: RunFolder, made: Mapping[str, str]) -> None:
                 f"{folder.path} was begun with {what} {before[key][:12]}, which is {made.get(key, 'none')[:12]} now; "
                 "give another --out"
             )
-    write_json(folder.versions, dict(made))
+    write_json(folder.versions, {**made, "command": before.get("command", command())})
 
 
 def differing_key(old: Any, new: Any, where: str = "") -> str | None:
@@ -168,7 +198,7 @@ def open_run(folder: RunFolder, config: RunConfig) -> None:
     for part in folder.path.rglob(".*.part"):  # a kill in the middle of a write left it
         part.unlink(missing_ok=True)
     if folder.config.exists():
-        old, new = to_dict(load_config(RunConfig, folder.config)), to_dict(config)
+        old, new = to_dict(load_run_config(folder.path)), to_dict(config)
         for dotted in NEUTRAL:
             section, key = dotted.split(".")
             old[section][key] = new[section][key]
@@ -192,6 +222,8 @@ def discard(folder: RunFolder) -> None:
         folder.config,
         folder.distiller,
         folder.losses,
+        folder.gradients,
+        folder.cost,
         folder.metrics,
         folder.validation,
         folder.versions,
@@ -235,16 +267,30 @@ def load_run_config(run: Path | str) -> RunConfig:
         FileNotFoundError: no such folder, or no config in it.
         ValueError: the config cannot be read.
     """
+    return _part(RunConfig, run)
+
+
+def _part(kind: type[C], run: Path | str, key: str | None = None) -> C:
+    """A run folder's config.json, or the part of it under a key."""
     folder = RunFolder(Path(run))
     if not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path}: no such run folder; `kdlab train` makes one")
     if not folder.config.exists():
         raise FileNotFoundError(f"{folder.path}: not a run folder, it has no config.json")
-    return load_config(RunConfig, folder.config)
+    try:
+        plain = json.loads(folder.config.read_text())
+        classes = plain.pop(EXPORT, {}).get("classes", list(CLASSES))
+        if classes != list(CLASSES):
+            raise ValueError(f"the detector knows other classes than this kdlab: {', '.join(classes)}")
+        return from_dict(kind, plain[key] if key else plain)
+    except KeyError as error:
+        raise ValueError(f"{folder.config}: not of kdlab, it has no {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder.config}: {error}") from error
 
 
 def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detector:
-    """The trained detector of a run folder, or of any with its config.json and detector.safetensors, in eval mode.
+    """The trained detector of a run folder, an exported one, or any with config.json and weights, in eval mode.
 
     Needs neither the teacher nor the training code. Weights stored in half precision are cast to float32.
 
@@ -254,14 +300,13 @@ def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detect
     """
     from kdlab.models.detector import build_detector
 
-    folder = RunFolder(Path(run))
-    config = load_run_config(run)
+    config, folder = _part(DetectorConfig, run, "detector"), RunFolder(Path(run))
     if not folder.finished:
         raise FileNotFoundError(
             f"{folder.path}: the run is not finished (no {folder.weights.name}); run its `kdlab train` again to go on"
         )
     with torch.random.fork_rng(devices=[]):
-        detector = build_detector(config.detector, load_pretrained=False)
+        detector = build_detector(config, load_pretrained=False)
     load_weights(folder.weights, detector)
     return detector.to(device).eval()
 
@@ -289,6 +334,20 @@ def load_state(folder: RunFolder) -> dict[str, Any] | None:
     return state
 
 
+def keep_rows(path: Path, before: int) -> list[str]:
+    """Drop the rows of a CSV file with a column ``step`` that are of this step or later, and one that a kill cut short.
+
+    Returns:
+        The file's columns; none where there is no row left, the file is then empty.
+    """
+    lines = whole_lines(path)
+    names = next(csv.reader(lines[:1]), [])
+    kept = [line for line, row in zip(lines[1:], csv.DictReader(lines), strict=True) if float(row["step"]) < before]
+    with replacing(path) as part:
+        part.write_bytes("".join([*lines[:1], *kept] if kept else []).encode())
+    return names if kept else []
+
+
 class LossLog:
     """losses.csv: one row per step, each step once, also over kills and resumes.
 
@@ -299,13 +358,7 @@ class LossLog:
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
-        rows = [row for row in read_losses(path) if row["step"] < keep]
-        self.names = list(rows[0]) if rows else []
-        with replacing(path) as part, open(part, "w", newline="") as file:
-            if rows:
-                writer = csv.DictWriter(file, self.names)
-                writer.writeheader()
-                writer.writerows([{k: _cell(v) for k, v in row.items()} for row in rows])
+        self.names = keep_rows(path, keep)
         self._file = open(path, "a", newline="")  # noqa: SIM115 - held over the training
 
     def add(self, row: Mapping[str, float]) -> None:
@@ -332,14 +385,12 @@ def _cell(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file with their ends; a last one that a kill cut short is left out, an absent file has none."""
+    text = path.read_bytes().decode() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines(keepends=True)
+
+
 def read_losses(path: Path) -> list[dict[str, float]]:
     """Rows of losses.csv; a last row that a kill cut short is left out, an absent file has none."""
-    if not path.exists():
-        return []
-    rows = []
-    with open(path, newline="") as file:
-        text = file.read()
-    whole = text[: text.rfind("\n") + 1]
-    for row in csv.DictReader(whole.splitlines()):
-        rows.append({name: float(value) for name, value in row.items()})
-    return rows
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(whole_lines(path))]

@@ -8,10 +8,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from kdlab.commands.ablate import ablate
 from kdlab.commands.evaluate import evaluate
 from kdlab.commands.machine import demo, doctor, overfit, simulate
 from kdlab.commands.methods import methods, parity
-from kdlab.commands.runs import compare
+from kdlab.commands.runs import compare, runs
 from kdlab.commands.train import train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -20,6 +21,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "runs": runs,
+    "ablate": ablate,
     "methods": methods,
     "parity": parity,
     "doctor": doctor,

@@ -1,184 +1,70 @@
-"""Detections -> nuScenes result file -> mAP, NDS and true-positive errors by the unchanged nuscenes-devkit."""
+"""Detections -> nuScenes result file -> mAP, NDS and true-positive errors: the numbers of nuscenes-devkit."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import math
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import orjson
 import torch
 from torch import Tensor
 
 from kdlab.checkpoint import RunFolder, load_detector, load_run_config, replacing, write_json
 from kdlab.config import AugmentConfig, Modality, RunConfig
-from kdlab.geometry import transform
+from kdlab.metrics.boxes import EvalBoxes, from_detections, to_global
+from kdlab.metrics.config import EvaluationConfig
+from kdlab.metrics.evaluation import Evaluation
+from kdlab.metrics.evaluation import evaluate as evaluate_boxes
+from kdlab.metrics.metrics import TP_ERRORS, Metrics
+from kdlab.metrics.results import read_results
+from kdlab.metrics.subset import Subset
+from kdlab.metrics.truth import Truth, load_truth
 from kdlab.precision import autocast
-from kdlab.sample import CLASSES, Batch, Detections
+from kdlab.sample import ATTRIBUTES, CLASSES, Batch, Detections, to_device
 
 if TYPE_CHECKING:
     from kdlab.data.batch import Loader
     from kdlab.models.detector import Detector
 
-MAX_BOXES = 500
-"""Boxes per sample that nuScenes allows."""
-
-MOVING = 0.2
-"""Speed above which a box counts as moving, m/s."""
-
-TP_ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
-"""The devkit's true-positive errors and their usual names: metres, 1 - IoU, radians, m/s, 1 - accuracy."""
-
-_ATTRIBUTES = {  # class -> attribute when moving, when not; the defaults that nuScenes detectors commonly use
-    "car": ("vehicle.moving", "vehicle.parked"),
-    "truck": ("vehicle.moving", "vehicle.parked"),
-    "construction_vehicle": ("vehicle.moving", "vehicle.parked"),
-    "bus": ("vehicle.moving", "vehicle.stopped"),
-    "trailer": ("vehicle.moving", "vehicle.parked"),
-    "barrier": ("", ""),
-    "motorcycle": ("cycle.with_rider", "cycle.without_rider"),
-    "bicycle": ("cycle.with_rider", "cycle.without_rider"),
-    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
-    "traffic_cone": ("", ""),
-}
-
-Results = dict[str, list[dict[str, Any]]]
-"""Boxes by sample token, as the nuScenes result format wants them."""
+__all__ = [
+    "TP_ERRORS",
+    "Found",
+    "Metrics",
+    "Scorer",
+    "evaluate_file",
+    "evaluate_run",
+    "evaluation_loader",
+    "load_metrics",
+    "of_present",
+    "predict",
+    "result_boxes",
+    "store_metrics",
+    "write_results",
+]
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """Official nuScenes detection metrics of one split.
+class Found:
+    """What a detector found in one sample.
 
     Attributes:
-        split: name of the split.
-        samples: its number of samples.
-        mean_ap: over the ten classes and the four distances; a class without ground truth counts as 0, as in nuScenes.
-        nd_score: NDS.
-        tp_errors: mean true-positive error by name (keys of TP_ERRORS).
-        label_aps: AP by class, mean over the four distances.
-        label_tp_errors: true-positive errors by class and name; NaN where nuScenes defines none.
-        counts: ground-truth boxes by class that the evaluation counts; 0: the class's numbers mean nothing.
-        pretrained: whether the detector's backbone started from pretrained weights; None where that is unknown.
-        data: digest of the data set (`NuScenesDataset.digest`); None where that is unknown.
-    """
-
-    split: str
-    samples: int
-    mean_ap: float
-    nd_score: float
-    tp_errors: dict[str, float]
-    label_aps: dict[str, float]
-    label_tp_errors: dict[str, dict[str, float]]
-    counts: dict[str, int]
-    pretrained: bool | None = None
-    data: str | None = None
-
-    @property
-    def present(self) -> list[str]:
-        """Classes with ground truth, in the order of CLASSES."""
-        return [name for name in CLASSES if self.counts[name] > 0]
-
-    @property
-    def mean_ap_present(self) -> float:
-        """MAP over the classes with ground truth alone."""
-        return sum(self.label_aps[name] for name in self.present) / max(len(self.present), 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary; NaN becomes None."""
-        plain: dict[str, Any] = _map_leaves(self.__dict__, lambda v: None if v != v else v)
-        return {**plain, "mean_ap_present": self.mean_ap_present}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Metrics:
-        """The inverse of `to_dict`."""
-        values = {k: v for k, v in plain.items() if k != "mean_ap_present"}
-        for key in ("tp_errors", "label_aps", "label_tp_errors"):
-            values[key] = _map_leaves(values[key], lambda v: math.nan if v is None else v)
-        return cls(**values)
-
-    def __str__(self) -> str:
-        errors = "  ".join(f"{short} {self.tp_errors[name]:.3f}" for name, short in TP_ERRORS.items())
-        lines = [f"{self.split}: {self.samples} samples", f"mAP {self.mean_ap:.4f}  NDS {self.nd_score:.4f}  {errors}"]
-        if len(self.present) < len(CLASSES):
-            absent = ", ".join(name for name in CLASSES if name not in self.present)
-            lines.append(
-                f"mAP of the {len(self.present)} classes that are there: {self.mean_ap_present:.4f} (none of: {absent})"
-            )
-        lines += [f"  {name:21s} AP {self.label_aps[name]:.4f}  ({self.counts[name]} boxes)" for name in self.present]
-        return "\n".join(lines)
-
-
-def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    return {k: _map_leaves(v, change) for k, v in value.items()} if isinstance(value, dict) else change(value)
-
-
-def attribute(name: str, speed: float) -> str:
-    """Attribute of a class at a speed in m/s; empty for barrier and cone."""
-    return _ATTRIBUTES[name][0 if speed > MOVING else 1]
-
-
-def result_boxes(
-    token: str, detections: Detections, global_from_key: Tensor, attributes: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """One sample's detections as nuScenes result entries in the global frame, the best `MAX_BOXES` of them.
-
-    Args:
         token: sample token.
-        detections: boxes [M, 9] in the key ego frame; an unknown (NaN) velocity is written as 0.
+        detections: boxes in the key ego frame, on the CPU.
         global_from_key: float64 [4, 4].
-        attributes: attribute names by box; chosen by class and speed where not given.
     """
-    order = detections.scores.argsort(descending=True, stable=True)[:MAX_BOXES].tolist()
-    values = detections.values.double().cpu()
-    pose = global_from_key.double().cpu()
-    centres = transform(pose, values[:, :3])
-    # nuScenes boxes stand upright in the global frame: only the heading is turned.
-    heading = torch.stack((values[:, 6].cos(), values[:, 6].sin()), -1) @ pose[:2, :2].mT
-    yaw = torch.atan2(heading[:, 1], heading[:, 0])
-    velocity = values[:, 7:9].nan_to_num(0.0) @ pose[:2, :2].mT
-    boxes = []
-    for i in order:
-        name, (length, width, height) = CLASSES[int(detections.labels[i])], values[i, 3:6].tolist()
-        boxes.append(
-            {
-                "sample_token": token,
-                "translation": centres[i].tolist(),
-                "size": [width, length, height],
-                "rotation": [math.cos(float(yaw[i]) / 2), 0.0, 0.0, math.sin(float(yaw[i]) / 2)],
-                "velocity": velocity[i].tolist(),
-                "detection_name": name,
-                "detection_score": float(detections.scores[i]),
-                "attribute_name": attributes[i]
-                if attributes is not None
-                else attribute(name, float(velocity[i].norm())),
-            }
-        )
-    return boxes
 
-
-def write_results(path: Path, results: Results, modality: Modality) -> None:
-    """Write a nuScenes detection result file, whole or not at all.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    used = {"use_camera": modality != "lidar", "use_lidar": modality != "camera"}
-    meta = {**used, "use_radar": False, "use_map": False, "use_external": False}
-    text = json.dumps({"meta": meta, "results": results}, allow_nan=False)
-    with replacing(path) as part:
-        part.write_text(text)
+    token: str
+    detections: Detections
+    global_from_key: Tensor
 
 
 @torch.no_grad()
-def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, precision: str = "fp32") -> Results:
-    """Run a detector over batches and collect its boxes in the global frame.
+def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, precision: str = "fp32") -> list[Found]:
+    """Run a detector over batches and collect what it finds.
 
     A camera detector gets ``batch.images_only()``: it cannot see points, depth or boxes.
 
@@ -189,100 +75,167 @@ def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, pr
         precision: as in `TrainConfig.precision`.
     """
     device = next(detector.parameters()).device
-    was_training, results = detector.training, Results()
+    was_training, results = detector.training, []
     detector.eval()
     try:
         for batch in batches:
             seen = (batch.images_only() if modality == "camera" else batch).to(device)
             with autocast(device, precision):
                 features = detector(seen)
-            for token, pose, found in zip(batch.tokens, batch.global_from_key, detector.predict(features), strict=True):
-                results[token] = result_boxes(token, found, pose)
+            boxes = to_device(detector.predict(features), "cpu", False)
+            results += [Found(*found) for found in zip(batch.tokens, boxes, batch.global_from_key.cpu(), strict=True)]
     finally:
         detector.train(was_training)
     return results
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", RuntimeWarning)  # the devkit's mean over classes without any number
-        yield
+def result_boxes(token: str, detections: Detections, global_from_key: Tensor) -> list[dict[str, Any]]:
+    """One sample's detections as nuScenes result entries in the global frame, the best 500 of them.
+
+    Args:
+        token: sample token.
+        detections: boxes [M, 9] in the key ego frame; an unknown (NaN) velocity is written as 0.
+        global_from_key: float64 [4, 4].
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    boxes = to_global(detections, global_from_key)
+    columns = (boxes.translation, boxes.size, boxes.rotation, boxes.velocity, boxes.score)
+    if not all(np.isfinite(column).all() for column in columns):
+        raise ValueError(f"sample {token!r}: a detection has a number that is not finite")
+    names = [CLASSES[i] for i in boxes.label]
+    attributes = [ATTRIBUTES[i] if i >= 0 else "" for i in boxes.attribute]
+    return [
+        {
+            "sample_token": token,
+            "translation": translation,
+            "size": size,
+            "rotation": rotation,
+            "velocity": velocity,
+            "detection_name": name,
+            "detection_score": score,
+            "attribute_name": attribute,
+        }
+        for translation, size, rotation, velocity, score, name, attribute in zip(
+            *(column.tolist() for column in columns), names, attributes, strict=True
+        )
+    ]
+
+
+def write_results(path: Path, found: Iterable[Found], modality: Modality) -> None:
+    """Write a nuScenes detection result file, sample after sample, whole or not at all.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    used = {"use_camera": modality != "lidar", "use_lidar": modality != "camera"}
+    meta = {**used, "use_radar": False, "use_map": False, "use_external": False}
+    with replacing(path) as part, open(part, "wb") as file:
+        file.write(b'{"meta": ' + orjson.dumps(meta) + b', "results": {')
+        for i, one in enumerate(found):
+            boxes = result_boxes(one.token, one.detections, one.global_from_key)
+            file.write((b",\n" if i else b"\n") + orjson.dumps(one.token) + b": " + orjson.dumps(boxes))
+        file.write(b"}}\n")
 
 
 class Scorer:
-    """The official evaluation of one data set; its tables are read once, for any number of result files.
+    """The evaluation of one data set; the truth of a split is read once, for any number of results.
 
     Args:
         root: nuScenes-format root.
         version: version folder; inferred where there is a single one.
+        config: settings; those of the nuScenes detection challenge where left out.
     """
 
-    def __init__(self, root: Path | str, version: str | None = None) -> None:
-        from nuscenes.nuscenes import NuScenes
+    def __init__(self, root: Path | str, version: str | None = None, config: EvaluationConfig | None = None) -> None:
+        self.root, self.version, self.config = Path(root), version, config or EvaluationConfig()
+        self._truths: dict[str, Truth] = {}
 
-        from kdlab.data.nuscenes import find_version
-
-        self.version = find_version(Path(root), version)
-        with _quiet():
-            self.tables = NuScenes(self.version, str(root), verbose=False)
-
-    def score(self, results: Path, split: str) -> Metrics:
-        """Metrics of a result file on a split.
+    def truth(self, split: str) -> Truth:
+        """The annotations of a split.
 
         Raises:
-            FileNotFoundError: no such result file.
-            ValueError: no such split, it has no ground truth, or the results are not of its samples.
+            FileNotFoundError: no data set at the root, or no such version.
+            ValueError: no such split, or annotations that cannot be evaluated.
         """
-        from nuscenes.eval.common.config import config_factory
-        from nuscenes.eval.detection.evaluate import DetectionEval
+        if split not in self._truths:
+            self._truths[split] = load_truth(self.root, split, self.version)
+        return self._truths[split]
 
-        if not results.exists():
-            raise FileNotFoundError(f"{results}: no such result file")
-        with tempfile.TemporaryDirectory() as scratch, _quiet():
-            given = _never_empty(results, Path(scratch))
-            try:
-                official = DetectionEval(
-                    self.tables, config_factory("detection_cvpr_2019"), str(given), split, scratch, verbose=False
-                )
-            except (AssertionError, KeyError, ValueError) as error:
-                raise ValueError(f"{results} cannot be scored on split {split!r} of {self.version}: {error}") from error
-            counts = dict.fromkeys(CLASSES, 0)
-            for box in official.gt_boxes.all:
-                counts[box.detection_name] += 1
-            metrics, _ = official.evaluate()
-            summary = metrics.serialize()
-        aps = {name: float(sum(by.values()) / len(by)) for name, by in summary["label_aps"].items()}
-        errors = {name: {k: float(v) for k, v in by.items()} for name, by in summary["label_tp_errors"].items()}
-        return Metrics(
-            split,
-            len(official.sample_tokens),
-            mean_ap=float(summary["mean_ap"]),
-            nd_score=float(summary["nd_score"]),
-            tp_errors={k: float(v) for k, v in summary["tp_errors"].items()},
-            label_aps={name: aps[name] for name in CLASSES},
-            label_tp_errors={name: errors[name] for name in CLASSES},
-            counts=counts,
-        )
+    def boxes(self, results: Path | Sequence[Found], split: str) -> EvalBoxes:
+        """The boxes of a result file, or of detections in memory, for the samples of a split.
+
+        Raises:
+            FileNotFoundError: no such result file or data set.
+            ValueError: no such split, or what nuScenes refuses: samples that are missing, too many boxes, bad numbers.
+        """
+        truth = self.truth(split)
+        if isinstance(results, Path):
+            return read_results(results, truth, self.config)
+        columns = ([one.token for one in results], [one.detections for one in results])
+        return from_detections(*columns, [one.global_from_key for one in results], truth)
+
+    def score(
+        self, results: Path | Sequence[Found] | EvalBoxes, split: str, subset: Subset | None = None
+    ) -> Evaluation:
+        """Metrics and curves of results on a split, or on a subset of it.
+
+        Args:
+            results: result file, detections in memory, or `boxes` of either.
+            split: name of the split.
+            subset: what counts; everything where left out.
+
+        Raises:
+            FileNotFoundError: no such result file or data set.
+            ValueError: as `boxes`, or the subset holds no sample.
+        """
+        boxes = results if isinstance(results, EvalBoxes) else self.boxes(results, split)
+        return evaluate_boxes(self.truth(split), boxes, self.config, subset)
 
 
-def _never_empty(results: Path, scratch: Path) -> Path:
-    """The file itself; a copy with one box too far to count where it has none, which the devkit cannot read."""
-    given = json.loads(results.read_text())
-    if any(given["results"].values()) or not given["results"]:
-        return results
-    token = next(iter(given["results"]))
-    far = Detections(
-        torch.tensor([[1e7, 1e7, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]), torch.tensor([0]), torch.tensor([0.0])
-    )
-    given["results"][token] = result_boxes(token, far, torch.eye(4, dtype=torch.float64))
-    copy = scratch / "results.json"
-    copy.write_text(json.dumps(given))
-    return copy
+def evaluate_file(
+    result: Path | str,
+    root: Path | str,
+    split: str,
+    *,
+    version: str | None = None,
+    config: EvaluationConfig | None = None,
+    subset: Subset | None = None,
+) -> Evaluation:
+    """Evaluate a nuScenes detection result file, whatever code wrote it.
+
+    Args:
+        result: the file, in the format of the nuScenes detection challenge.
+        root: nuScenes-format root.
+        split: name of the split.
+        version: version folder; inferred where there is a single one.
+        config: settings; those of the nuScenes detection challenge where left out.
+        subset: what counts; everything where left out.
+
+    Raises:
+        FileNotFoundError: no such result file or data set.
+        ValueError: no such split, or what nuScenes refuses: samples that are missing, too many boxes, bad numbers.
+    """
+    return Scorer(root, version, config).score(Path(result), split, subset)
+
+
+def of_present(metrics: Metrics, config: EvaluationConfig | None = None) -> Metrics:
+    """The metrics with mAP, errors and NDS taken over the classes with ground truth alone.
+
+    nuScenes counts an absent class as AP 0 and errors 1, which says nothing of a detector where a class cannot be, as
+    in a ring beyond the class's range. An error that no class has is NaN, and counts as 1 in NDS; all numbers are NaN
+    where there is no ground truth at all.
+    """
+    errors = {}
+    for key in metrics.tp_errors:
+        known = [e for name in metrics.present if not np.isnan(e := metrics.label_tp_errors[name][key])]
+        errors[key] = float(np.mean(known)) if known else float("nan")
+    weight = (config or EvaluationConfig()).mean_ap_weight
+    mean_ap = metrics.mean_ap_present if metrics.present else float("nan")
+    changed = replace(metrics, mean_ap=mean_ap, tp_errors=errors)
+    total = weight * changed.mean_ap + sum(changed.tp_scores.values())
+    return replace(changed, nd_score=total / (weight + len(errors)))
 
 
 def evaluation_loader(
@@ -359,14 +312,13 @@ def evaluate_run(
     split = split or config.data.val
     detector = load_detector(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loader = evaluation_loader(config, root, split, version, workers=workers)
-    results = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision)
+    found = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision)
     loader.close()
     folder = RunFolder(Path(out or run))
-    path = folder.path / f"results_{split}.json"
-    write_results(path, results, config.detector.modality)
-    metrics = (scorer or Scorer(root, version)).score(path, split)
+    write_results(folder.path / f"results_{split}.json", found, config.detector.modality)
+    metrics = (scorer or Scorer(root, version)).score(found, split).metrics
     pretrained = config.detector.modality != "lidar" and config.detector.camera.pretrained
-    metrics = replace(metrics, pretrained=pretrained, data=getattr(loader.dataset, "digest", None))
+    metrics = replace(metrics, pretrained=pretrained)
     store_metrics(folder.metrics, metrics.split, metrics)
     return metrics
 
@@ -378,8 +330,19 @@ def store_metrics(path: Path, key: str, metrics: Metrics) -> None:
 
 
 def load_metrics(run: Path | str) -> dict[str, Metrics]:
-    """Metrics by split of a run; empty where it was not evaluated."""
+    """Metrics by split of a run; empty where it was not evaluated.
+
+    Raises:
+        ValueError: an earlier version wrote the metrics.
+    """
     folder = RunFolder(Path(run))
     if not folder.metrics.exists():
         return {}
-    return {split: Metrics.from_dict(plain) for split, plain in json.loads(folder.metrics.read_text()).items()}
+    stored = json.loads(folder.metrics.read_text())
+    for split, plain in stored.items():
+        if not all(isinstance(aps, dict) for aps in plain["label_aps"].values()):
+            raise ValueError(
+                f"{folder.metrics}: an earlier version of kdlab wrote the metrics on {split}, without AP by distance; "
+                f"make them again: kdlab evaluate --run {folder.path} --split {split}"
+            )
+    return {split: Metrics.from_dict(plain) for split, plain in stored.items()}

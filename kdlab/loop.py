@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdlab.checkpoint import LossLog, RunFolder, load_state, save_state
 from kdlab.config import TrainConfig
+from kdlab.cost import Meter
 from kdlab.models.norm import across_ranks
 from kdlab.optim import MovingAverage, adamw, learning_rate
 from kdlab.progress import Progress
@@ -24,6 +25,9 @@ from kdlab.sample import Batch
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 """Called after every step with its number and its row of losses.csv."""
+
+OnLosses = Callable[[int, Mapping[str, Tensor]], None]
+"""Called in every step with its number and its losses, whose graph is still there."""
 
 
 class Batches(Protocol):
@@ -84,9 +88,11 @@ class Loop:
         show: show progress.
         resume: go on from the folder's checkpoint.
         on_step: called after every step, on the main process.
+        on_losses: called between forward and backward pass, on every process.
         on_epoch: called after every epoch with its number (1 for the first), on every process; once more for the last
             one where a training goes on at an epoch's border.
         average: the moving average, once the loop runs.
+        meter: time and memory of the training, once the loop runs; ``on_epoch`` is left out.
     """
 
     module: nn.Module
@@ -100,8 +106,10 @@ class Loop:
     show: bool = True
     resume: bool = True
     on_step: OnStep | None = None
+    on_losses: OnLosses | None = None
     on_epoch: Callable[[int], None] | None = None
     average: MovingAverage | None = None
+    meter: Meter = field(init=False, repr=False)
 
     def run(self) -> None:
         """Train to the end.
@@ -115,7 +123,9 @@ class Loop:
         self._optimizer = adamw(self.module, self.config)
         if self.config.ema > 0 and self.averaged is not None:
             self.average = MovingAverage(self.averaged, self.config.ema)
-        done = self._restore() if self.resume else 0
+        state = load_state(self.folder) if self.resume else None
+        done = self._restore(state) if state is not None else 0
+        self.meter = Meter(self.accelerator.device, state.get("cost") if state is not None else None)
         self._done = self._saved = done
         self._asked = False
         self._model = self.accelerator.prepare_model(self.module)
@@ -128,7 +138,7 @@ class Loop:
         self._progress = Progress(self.steps, done, self.show and main, self.title)
         cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         try:
-            with StopSignal() as self._stop, torch.random.fork_rng(devices=cuda):
+            with StopSignal() as self._stop, torch.random.fork_rng(devices=cuda), self.meter:
                 self._epochs()
         finally:
             self._progress.close()
@@ -159,7 +169,8 @@ class Loop:
 
     def _epoch_ends(self, epoch: int) -> None:
         if self.on_epoch is not None:
-            self.on_epoch(epoch)
+            with self.meter.paused():
+                self.on_epoch(epoch)
             self._model.train()
 
     def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
@@ -177,11 +188,13 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         losses: dict[str, Tensor] = self._model(batch.to(device))
+        if self.on_losses is not None:
+            self.on_losses(step, losses)
         total = torch.stack([v.float() for v in losses.values()]).sum()
         self._optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
-        numbers = [norm, total, *losses.values(), torch.tensor(float(self._stop.requested), device=device)]
+        numbers = [norm, total, *losses.values(), torch.full((), float(self._stop.requested), device=device)]
         place = {"epoch": float(epoch), "step": float(step), "lr": lr}
         stacked = across_ranks(torch.stack([n.detach().float() for n in numbers]))
         self._pending.append((place, ["grad_norm", "total", *losses], stacked))
@@ -246,17 +259,15 @@ class Loop:
                 "module": self.module.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "frozen": {name: module.state_dict() for name, module in self.frozen.items()},
+                "cost": self.meter.state(),
             }
             if self.average is not None:
                 state["average"] = self.average.module.state_dict()
             save_state(self.folder, state)
         self._saved, self._last = self._done, time.monotonic()
 
-    def _restore(self) -> int:
-        """Load the checkpoint; returns the steps done."""
-        state = load_state(self.folder)
-        if state is None:
-            return 0
+    def _restore(self, state: Mapping[str, Any]) -> int:
+        """Load a checkpoint; returns the steps done."""
         if state["steps_per_epoch"] != self.loader.steps_per_epoch:
             raise ValueError(
                 f"{self.folder.path} was trained on {state['steps_per_epoch']} batches an epoch, the data set has "

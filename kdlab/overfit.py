@@ -1,4 +1,4 @@
-"""Overfits a detector to one real nuScenes keyframe and lets the official code judge it: a check of the whole chain.
+"""Overfits a detector to one real nuScenes keyframe and scores it as nuScenes does: a check of the whole chain.
 
 A detector that cannot learn one sample by heart has a broken projection, target, loss or decoder. Passing says nothing
 about generalisation.
@@ -20,6 +20,7 @@ from kdlab.config import AugmentConfig, DataConfig, RunConfig
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.evaluate import Metrics, evaluate_run
 from kdlab.geometry import BEVGrid
+from kdlab.metrics.config import EvaluationConfig
 from kdlab.presets import tiny
 from kdlab.sample import CLASSES, Boxes3D, Detections
 from kdlab.train import train
@@ -193,9 +194,8 @@ def recall(truth: Boxes3D, found: Detections, metrics: Metrics, min_score: float
         metrics: official metrics of the sample alone.
         min_score: detections below do not count.
     """
-    from nuscenes.eval.common.config import config_factory
-
-    reach = torch.tensor([config_factory("detection_cvpr_2019").class_range[name] for name in CLASSES])
+    class_range = EvaluationConfig().class_range
+    reach = torch.tensor([class_range[name] for name in CLASSES])
     counted = truth.valid & (truth.values[:, :2].norm(dim=-1) < reach[truth.labels]) & (truth.points > 0)
     near = (found.scores >= min_score) & (found.values[:, :2].norm(dim=-1) < reach[found.labels])
     rows = {}
@@ -204,7 +204,7 @@ def recall(truth: Boxes3D, found: Detections, metrics: Metrics, min_score: float
         ours = truth.values[counted & (truth.labels == label), :2]
         theirs = found.values[near & (found.labels == label), :2]
         pairs = len(_pairs(torch.cdist(ours, theirs)))
-        rows[name] = Recall(len(ours), pairs, len(theirs) - pairs, metrics.label_aps[name])
+        rows[name] = Recall(len(ours), pairs, len(theirs) - pairs, metrics.mean_dist_aps[name])
     return rows
 
 

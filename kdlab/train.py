@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,10 +27,12 @@ from kdlab.checkpoint import (
     write_versions,
 )
 from kdlab.config import Modality, RunConfig
+from kdlab.cost import read_cost, training_cost, write_cost
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.distill import Distiller, Method, Stage, build_method, copy_start
-from kdlab.evaluate import Scorer, evaluation_loader, predict, store_metrics, write_results
+from kdlab.evaluate import Scorer, evaluation_loader, predict, store_metrics
+from kdlab.gradients import Gradients
 from kdlab.loop import Interrupted, Loop, OnStep
 from kdlab.models import Detector, build_detector
 from kdlab.models.norm import sync_batchnorm
@@ -48,20 +49,31 @@ class Training(nn.Module):
         student: the detector.
         distiller: the method, None without distillation.
         precision: as in `TrainConfig.precision`.
+        keep_bev: keep the student's shared BEV map for `take_bev`.
     """
 
-    def __init__(self, student: Detector, distiller: Distiller | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self, student: Detector, distiller: Distiller | None = None, precision: str = "fp32", keep_bev: bool = False
+    ) -> None:
         super().__init__()
-        self.student, self.distiller, self.precision = student, distiller, precision
+        self.student, self.distiller, self.precision, self.keep_bev = student, distiller, precision, keep_bev
+        self._bev: Tensor | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted losses of a batch; a distillation term's name has ``kd/`` in front."""
         with autocast(batch.boxes.values.device, self.precision):
             features = self.student(batch)
+            self._bev = features.bev if self.keep_bev else None
             losses: dict[str, Tensor] = dict(self.student.loss(features, batch))
             if self.distiller is not None:
                 losses |= {f"kd/{name}": result.value for name, result in self.distiller(features, batch).items()}
         return losses
+
+    def take_bev(self) -> Tensor:
+        """The student's shared BEV map in the last forward pass, with its graph; it is let go of here."""
+        bev, self._bev = self._bev, None
+        assert bev is not None
+        return bev
 
 
 class StageTraining(nn.Module):
@@ -136,7 +148,7 @@ def train(
         keep_freed_memory()
     run = _Run(config, folder, accelerator, resume, progress, on_step)
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _closing(_loader(run)) as loader:
+    with torch.random.fork_rng(devices=cuda), contextlib.closing(_loader(run)) as loader:
         _train(run, loader)
     accelerator.wait_for_everyone()
     return folder.path
@@ -148,7 +160,8 @@ def _train(run: _Run, loader: Loader) -> None:
     torch.manual_seed(config.train.seed)
     student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
     distiller = _distiller(run, student, loader) if config.distill is not None else None
-    training = Training(student, distiller, config.train.precision).to(accelerator.device)
+    watched = config.train.gradients_every > 0
+    training = Training(student, distiller, config.train.precision, keep_bev=watched).to(accelerator.device)
     if accelerator.num_processes > 1:
         sync_batchnorm(training)
     validation = _Validation(run)
@@ -165,11 +178,18 @@ def _train(run: _Run, loader: Loader) -> None:
         resume=run.resume,
         on_step=run.on_step,
     )
+    if watched:
+        write = accelerator.is_main_process
+        loop.on_losses = Gradients(run.folder.gradients, config.train.gradients_every, training.take_bev, write)
     loop.on_epoch = lambda epoch: validation(epoch, student if loop.average is None else loop.average.module)
     loop.run()
     if accelerator.is_main_process:
         if distiller is not None and len(distiller.state_dict()):
             save_weights(run.folder.distiller, distiller)
+        beside = (distiller.teacher, distiller.labels) if distiller is not None else ()
+        stages = [read_cost(folder) for folder in (run.folder.path / "stages").glob("*")]
+        cost = training_cost(loop.meter.state(), loop.steps, training, student, beside, stages)
+        write_cost(run.folder.path, cost)
         save_weights(run.folder.weights, student if loop.average is None else loop.average.module)
         shutil.rmtree(run.folder.checkpoint.parent, ignore_errors=True)
 
@@ -181,14 +201,6 @@ def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
     return Accelerator(
         cpu=cpu, mixed_precision="no", kwargs_handlers=[unused]
     )  # autocast is kdlab's own, see precision.py
-
-
-@contextlib.contextmanager
-def _closing(loader: Loader) -> Iterator[Loader]:
-    try:
-        yield loader
-    finally:
-        loader.close()
 
 
 def _check_teacher(config: RunConfig) -> None:
@@ -310,8 +322,10 @@ def _stage(run: _Run, stage: Stage, teacher: nn.Module, loader: Loader) -> nn.Mo
         training = StageTraining(stage, network, teacher, run.config.train.precision)
         if run.accelerator.num_processes > 1:
             sync_batchnorm(training)
-        Loop(training, loader, config, folder, run.accelerator, title=stage.name, show=run.progress).run()
+        loop = Loop(training, loader, config, folder, run.accelerator, title=stage.name, show=run.progress)
+        loop.run()
         if run.accelerator.is_main_process:
+            write_cost(folder.path, training_cost(loop.meter.state(), loop.steps, training))
             save_weights(folder.weights, network)
             shutil.rmtree(folder.checkpoint.parent, ignore_errors=True)
         run.accelerator.wait_for_everyone()
@@ -368,16 +382,14 @@ class _Validation:
                 config, data.root, data.val, data.version, workers=0, rank=rank, world=world
             )
         assert isinstance(detector, Detector)
-        results = predict(detector, self._loader.epoch(0), config.detector.modality, config.train.precision)
+        found = predict(detector, self._loader.epoch(0), config.detector.modality, config.train.precision)
         if world > 1:
             from accelerate.utils import gather_object
 
-            results = dict(gather_object(list(results.items())))
+            found = gather_object(found)
         if accelerator.is_main_process:
             self._scorer = self._scorer or Scorer(data.root, data.version)
-            path = self._run.folder.path / f"results_{data.val}.json"
-            write_results(path, results, config.detector.modality)
-            metrics = self._scorer.score(path, data.val)
+            metrics = self._scorer.score(found, data.val).metrics
             store_metrics(stored, str(epoch), metrics)
             if self._run.progress:
                 print(f"epoch {epoch}: mAP {metrics.mean_ap:.4f}  NDS {metrics.nd_score:.4f}", flush=True)

@@ -1,5 +1,6 @@
 """The command line: help, errors, exit codes."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,10 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(
         name in out
-        for name in ("simulate", "train", "evaluate", "compare", "methods", "parity", "doctor", "demo", "overfit")
+        for name in (
+            *("simulate", "train", "evaluate", "compare", "runs", "ablate"),
+            *("methods", "parity", "doctor", "demo", "overfit"),
+        )
     )
     assert cli.main([]) == 2
     assert cli.main(["--version"]) == 0
@@ -54,7 +58,9 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["simulate", "train", "evaluate", "compare", "methods", "parity", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["simulate", "train", "evaluate", "compare", "runs", "ablate", "methods", "parity", "doctor"]
+)
 def test_help_of_a_command_shows_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -85,6 +91,66 @@ def test_train_evaluate_compare(root: Path, tmp_path: Path, capsys: pytest.Captu
     assert "mAP" in capsys.readouterr().out
     assert cli.main(["compare", str(out), "--markdown", "--figure", str(tmp_path / "f.svg")]) == 0
     assert "| mAP |" in capsys.readouterr().out and (tmp_path / "f.svg").exists()
+
+
+def test_train_from_a_config(root: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "again"
+    assert cli.main(["train", str(run / "config.json"), "--out", str(out), "--cpu"]) == 0
+    assert (out / "detector.safetensors").read_bytes() == (run / "detector.safetensors").read_bytes()
+    before = (run / "detector.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert cli.main(["train", str(run), "--out", str(run)]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert (run / "detector.safetensors").stat().st_mtime_ns == before
+    for words, text in (
+        (
+            (str(run), "--out", str(out), "--epochs", "3"),
+            "--epochs: .* decides everything; beside it go --out, --restart",
+        ),
+        ((str(tmp_path / "none.json"), "--out", str(out)), "none.json"),
+    ):
+        code, said = error_of(capsys, "train", *words)
+        assert code == 1 and re.search(text, said)
+
+
+STUDY = """
+name = "mini"
+base = "{base}"
+seeds = [0]
+[changes.slow]
+train.lr = 1e-4
+[changes.diverges]
+train.lr = 1e30
+"""
+
+
+def test_ablate_lists(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.toml").write_text(STUDY.format(base=run))
+    words = ["ablate", str(tmp_path / "study.toml"), "--out", str(tmp_path / "s"), "--cpu"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in listed[::2]] == [["missing", n] for n in ("base", "slow", "diverges")]
+    assert "kdlab train " in listed[1] and f"kdlab evaluate --run {tmp_path / 's' / 'base'}" in listed[1]
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "study.toml").write_text(STUDY.format(base=run) + "spede = 3\n")
+    code, said = error_of(capsys, *words)
+    assert code == 1 and said.startswith(f"{tmp_path / 'study.toml'}: changes.diverges: unknown key 'spede'; known in")
+    assert error_of(capsys, "ablate", str(tmp_path / "s.toml"))[1].endswith("s.toml: no such study")
+
+
+@pytest.mark.slow
+def test_ablate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.toml").write_text(STUDY.format(base=run))
+    words = ["ablate", str(tmp_path / "study.toml"), "--out", str(tmp_path / "s"), "--cpu"]
+    assert cli.main(words) == 1
+    said = capsys.readouterr().out
+    assert "slow seed 0: done in" in said and "FAILED: diverges seed 0: " in said
+    assert (tmp_path / "s" / "study.toml").read_text() == STUDY.format(base=run)
+    finished = (tmp_path / "s" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in finished[1:]] == ["base", "slow"]
+    (tmp_path / "s" / "results.csv").unlink()
+    assert cli.main(["ablate", str(tmp_path / "s"), "--report-only"]) == 0
+    assert (tmp_path / "s" / "results.csv").read_text().splitlines() == finished
 
 
 def test_distil(root: Path, run: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def metrics(ap: float, nds: float, present: tuple[str, ...] = CLASSES) -> Metric
         mean_ap=ap,
         nd_score=nds,
         tp_errors=dict.fromkeys(TP_ERRORS, 0.4),
-        label_aps=dict.fromkeys(CLASSES, ap),
+        label_aps={name: {"2.0": ap} for name in CLASSES},
         label_tp_errors={},
         counts={name: int(name in present) for name in CLASSES},
     )

@@ -1,30 +1,36 @@
-"""Result files and metrics, by the official code."""
+"""Result files and metrics: the fast evaluation, the devkit's beside it, and what is stored of a run."""
 
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
+from kdlab.checkpoint import RunFolder
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate import simulate
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.evaluate import (
+    Found,
     Metrics,
-    Results,
     Scorer,
-    attribute,
+    evaluate_file,
     evaluate_run,
     evaluation_loader,
     load_metrics,
+    of_present,
     predict,
     result_boxes,
     write_results,
 )
+from kdlab.metrics.config import EvaluationConfig
+from kdlab.metrics.subset import Subset
 from kdlab.models import Detector, build_detector
+from kdlab.official import largest_difference, official
 from kdlab.sample import ATTRIBUTES, CLASSES, Batch, Detections, Features
 from kdlab.train import train
 
@@ -39,15 +45,32 @@ def scorer(root: Path) -> Scorer:
     return Scorer(root)
 
 
-def truth(root: Path, split: str) -> Results:
-    """The annotations as if a detector had found them."""
+def write_truth(path: Path, root: Path, split: str) -> Path:
+    """The annotations as if a detector had found them, with their own attributes."""
     results = {}
     for sample in NuScenesDataset(root, split=split, images=False, points=False):
-        boxes = sample.boxes
-        names = [ATTRIBUTES[i] if i >= 0 else "" for i in boxes.attributes.tolist()]
-        found = Detections(boxes.values, boxes.labels, torch.ones(len(boxes)))
-        results[sample.token] = result_boxes(sample.token, found, sample.global_from_key, names)
-    return results
+        found = Detections(sample.boxes.values, sample.boxes.labels, torch.ones(len(sample.boxes)))
+        results[sample.token] = boxes = result_boxes(sample.token, found, sample.global_from_key)
+        for box, attribute in zip(boxes, sample.boxes.attributes.tolist(), strict=True):
+            box["attribute_name"] = ATTRIBUTES[attribute] if attribute >= 0 else ""
+    path.write_text(json.dumps({"meta": {}, "results": results}))
+    return path
+
+
+def noisy(root: Path, split: str, seed: int = 0, copies: int = 4) -> list[Found]:
+    """Annotations moved, turned and resized, some of another class, scores with many ties, some frames left empty."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for sample in NuScenesDataset(root, split=split, images=False, points=False):
+        values, labels = sample.boxes.values.repeat(copies, 1), sample.boxes.labels.repeat(copies)
+        draw = torch.rand(len(values), 12, generator=generator)
+        values[:, :2] += 3 * (draw[:, :2] - 0.5)
+        values[:, 3:6] *= 0.8 + 0.4 * draw[:, 2:5]
+        values[:, 6:9] += draw[:, 5:8] - 0.5
+        labels = torch.where(draw[:, 8] < 0.2, (10 * draw[:, 9]).long(), labels)
+        scores = (10 * draw[:, 10]).round() / 10
+        found.append(Found(sample.token, Detections(values, labels, scores), sample.global_from_key))
+    return found
 
 
 def assert_perfect(metrics: Metrics) -> None:
@@ -59,8 +82,7 @@ def assert_perfect(metrics: Metrics) -> None:
 
 
 def test_annotations_as_detections_are_perfect(root: Path, scorer: Scorer, tmp_path: Path) -> None:
-    write_results(tmp_path / "r.json", truth(root, "all"), "lidar")
-    metrics = scorer.score(tmp_path / "r.json", "all")
+    metrics = scorer.score(write_truth(tmp_path / "r.json", root, "all"), "all").metrics
     assert metrics.samples == 6 and metrics.present == ["car", "pedestrian"]
     assert_perfect(metrics)
     car = metrics.label_tp_errors["car"]
@@ -69,8 +91,8 @@ def test_annotations_as_detections_are_perfect(root: Path, scorer: Scorer, tmp_p
 
 
 def test_annotations_of_the_real_keyframe(keyframe_root: Path, tmp_path: Path) -> None:
-    write_results(tmp_path / "r.json", truth(keyframe_root, "keyframe"), "lidar")
-    assert_perfect(Scorer(keyframe_root).score(tmp_path / "r.json", "keyframe"))
+    path = write_truth(tmp_path / "r.json", keyframe_root, "keyframe")
+    assert_perfect(evaluate_file(path, keyframe_root, "keyframe").metrics)
 
 
 @pytest.mark.slow
@@ -85,28 +107,72 @@ def test_annotations_of_a_simulated_set(tmp_path: Path) -> None:
         antialias=False,
     )
     simulate(tmp_path / "sim", config, workers=1, progress=False)
-    write_results(tmp_path / "r.json", truth(tmp_path / "sim", "sim_train"), "lidar")
-    metrics = Scorer(tmp_path / "sim").score(tmp_path / "r.json", "sim_train")
+    path = write_truth(tmp_path / "r.json", tmp_path / "sim", "sim_train")
+    metrics = Scorer(tmp_path / "sim").score(path, "sim_train").metrics
     assert metrics.present == list(CLASSES)
     assert_perfect(metrics)
     assert metrics.nd_score > 0.99 and metrics.tp_errors["vel_err"] < 0.01 and metrics.tp_errors["attr_err"] < 0.01
+    assert largest_difference(metrics, official(path, tmp_path / "sim", "sim_train")) < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_devkit_says_the_same(root: Path, scorer: Scorer, tmp_path: Path, seed: int) -> None:
+    found = noisy(root, "all", seed)
+    write_results(tmp_path / "r.json", found, "lidar")
+    ours = scorer.score(tmp_path / "r.json", "all")
+    assert 0 < ours.metrics.label_aps["car"]["2.0"] < 1
+    assert largest_difference(ours.metrics, official(tmp_path / "r.json", root, "all")) < 1e-9
+    in_memory = scorer.score(found, "all")
+    assert in_memory.metrics.to_dict() == ours.metrics.to_dict()
+    for key, curve in ours.curves.items():
+        for name, values in vars(curve).items():
+            np.testing.assert_array_equal(getattr(in_memory.curves[key], name), values)
+
+
+def test_the_devkit_says_the_same_of_the_real_keyframe(keyframe_root: Path, tmp_path: Path) -> None:
+    write_results(tmp_path / "r.json", noisy(keyframe_root, "keyframe"), "lidar")
+    ours = evaluate_file(tmp_path / "r.json", keyframe_root, "keyframe").metrics
+    assert ours.mean_ap > 0.05
+    assert largest_difference(ours, official(tmp_path / "r.json", keyframe_root, "keyframe")) < 1e-9
+
+
+def test_the_devkit_says_the_same_with_other_settings(root: Path, tmp_path: Path) -> None:
+    config = EvaluationConfig(dist_ths=(1.0, 3.0), dist_th_tp=3.0, min_recall=0.2, min_precision=0.0, mean_ap_weight=3)
+    write_results(tmp_path / "r.json", noisy(root, "all"), "lidar")
+    ours = Scorer(root, config=config).score(tmp_path / "r.json", "all").metrics
+    assert list(ours.label_aps["car"]) == ["1.0", "3.0"]
+    assert largest_difference(ours, official(tmp_path / "r.json", root, "all", config=config)) < 1e-9
 
 
 def test_no_detection_at_all_scores_zero(root: Path, scorer: Scorer, tmp_path: Path) -> None:
-    write_results(tmp_path / "r.json", {token: [] for token in truth(root, "all")}, "camera")
-    metrics = scorer.score(tmp_path / "r.json", "all")
+    none = Detections(torch.zeros(0, 9), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    write_results(tmp_path / "r.json", [replace(one, detections=none) for one in noisy(root, "all")], "camera")
+    metrics = scorer.score(tmp_path / "r.json", "all").metrics
     assert metrics.mean_ap == 0 and metrics.counts["car"] > 0
+    assert largest_difference(metrics, official(tmp_path / "r.json", root, "all")) == 0
     assert json.loads((tmp_path / "r.json").read_text())["meta"]["use_lidar"] is False
 
 
 def test_results_of_other_samples_are_refused(root: Path, scorer: Scorer, tmp_path: Path) -> None:
-    write_results(tmp_path / "r.json", truth(root, "tiny_train"), "lidar")
+    path = write_truth(tmp_path / "r.json", root, "tiny_train")
+    with pytest.raises(ValueError, match=r"r\.json: 3 of the 3 samples of split 'tiny_val' of v1\.0-tiny are missing"):
+        scorer.score(path, "tiny_val")
     with pytest.raises(ValueError, match=r"r\.json cannot be scored on split 'tiny_val' of v1\.0-tiny"):
-        scorer.score(tmp_path / "r.json", "tiny_val")
+        official(path, root, "tiny_val")
     with pytest.raises(ValueError, match="nonsense"):
-        scorer.score(tmp_path / "r.json", "nonsense")
-    with pytest.raises(FileNotFoundError, match="no such result file"):
-        scorer.score(tmp_path / "none.json", "all")
+        scorer.score(path, "nonsense")
+    for score in (scorer.score, lambda path, split: official(path, root, split)):
+        with pytest.raises(FileNotFoundError, match="no such result file"):
+            score(tmp_path / "none.json", "all")
+
+
+def test_differences_of_metrics(root: Path, scorer: Scorer) -> None:
+    metrics = scorer.score(noisy(root, "all"), "all").metrics
+    assert largest_difference(metrics, metrics) == 0
+    aps = metrics.label_aps | {"car": metrics.label_aps["car"] | {"4.0": metrics.label_aps["car"]["4.0"] + 0.25}}
+    assert largest_difference(metrics, replace(metrics, label_aps=aps)) == 0.25
+    assert largest_difference(metrics, replace(metrics, mean_ap=math.nan)) == math.inf
+    assert largest_difference(metrics, replace(metrics, counts=metrics.counts | {"car": 1})) == math.inf
 
 
 def test_result_boxes() -> None:
@@ -123,17 +189,12 @@ def test_result_boxes() -> None:
     assert boxes[1]["rotation"] == pytest.approx([math.sqrt(0.5), 0, 0, math.sqrt(0.5)])
 
 
-def test_attributes_fit_their_class() -> None:
-    for name in CLASSES:
-        for speed in (0.0, 5.0):
-            kind = {"pedestrian": "pedestrian", "bicycle": "cycle", "motorcycle": "cycle"}.get(name, "vehicle")
-            given = attribute(name, speed)
-            assert (
-                given == ""
-                if name in ("barrier", "traffic_cone")
-                else given.startswith(kind + ".") and given in ATTRIBUTES
-            )
-    assert attribute("pedestrian", 1.0) == "pedestrian.moving" and attribute("bus", 0.0) == "vehicle.stopped"
+def test_numbers_that_are_not_finite_are_not_written(root: Path, tmp_path: Path) -> None:
+    found = noisy(root, "all")
+    found[1].detections.values[0, 2] = math.inf
+    with pytest.raises(ValueError, match=f"sample '{found[1].token}': .*not finite"):
+        write_results(tmp_path / "r.json", found, "lidar")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_camera_detector_sees_images_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,12 +209,12 @@ def test_a_camera_detector_sees_images_only(root: Path, monkeypatch: pytest.Monk
     config = mini_config(root, "camera")
     detector = build_detector(config.detector)
     results = predict(detector, evaluation_loader(config, root, "all", workers=0).epoch(0), "camera")
-    assert len(results) == 6 and detector.training
+    assert [one.token for one in results] == NuScenesDataset(root, split="all").tokens and detector.training
     assert all(len(b.points) == 0 and b.depth is None and not b.boxes.valid.any() for b in seen)
 
 
 def test_evaluate_run(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = train(mini_config(root, epochs=1), tmp_path / "run", progress=False, cpu=True)
+    run = train(mini_config(root, epochs=1, evaluate_every=1), tmp_path / "run", progress=False, cpu=True)
     capfd.readouterr()
     metrics = evaluate_run(run, workers=0, device="cpu")
     assert capfd.readouterr() == ("", "")
@@ -162,14 +223,47 @@ def test_evaluate_run(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert load_metrics(run)["tiny_val"].counts == metrics.counts and metrics.pretrained is False
     assert load_metrics(run)["all"].data == metrics.data == NuScenesDataset(root).digest
     assert "mAP" in str(metrics) and "none of:" in str(metrics)
+    again = evaluate_file(run / "results_tiny_val.json", root, "tiny_val").metrics
+    assert replace(again, pretrained=False).to_dict() == metrics.to_dict()
+    assert largest_difference(metrics, official(run / "results_all.json", root, "all")) == math.inf  # another split
+    assert largest_difference(load_metrics(run)["all"], official(run / "results_all.json", root, "all")) < 1e-9
+    validated = json.loads(RunFolder(run).validation.read_text())["1"]
+    assert Metrics.from_dict(validated).counts == metrics.counts
     with pytest.raises(ValueError, match=r"known splits: .*tiny_train"):
         evaluate_run(run, root, "val", workers=0, device="cpu")
 
 
-def test_metrics_survive_json(root: Path, scorer: Scorer, tmp_path: Path) -> None:
-    write_results(tmp_path / "r.json", truth(root, "all"), "lidar")
-    metrics = scorer.score(tmp_path / "r.json", "all")
+def test_metrics_survive_json(root: Path, scorer: Scorer) -> None:
+    metrics = scorer.score(noisy(root, "all"), "all").metrics
     again = Metrics.from_dict(json.loads(json.dumps(metrics.to_dict(), allow_nan=False)))
     assert math.isnan(again.label_tp_errors["traffic_cone"]["vel_err"])
-    assert Metrics.from_dict({k: v for k, v in metrics.to_dict().items() if k != "data"}).data is None  # an older file
     assert again.to_dict() == metrics.to_dict() and replace(again, split="x").split == "x"
+
+
+def test_metrics_of_an_earlier_version_want_another_evaluation(root: Path, scorer: Scorer, tmp_path: Path) -> None:
+    metrics = scorer.score(noisy(root, "all"), "all").metrics
+    old = metrics.to_dict() | {"label_aps": metrics.mean_dist_aps}
+    (tmp_path / "metrics.json").write_text(json.dumps({"all": old}))
+    with pytest.raises(ValueError, match=r"metrics\.json: .* make them again: kdlab evaluate --run .* --split all"):
+        load_metrics(tmp_path)
+
+
+def test_a_subset_of_everything_changes_nothing(root: Path, scorer: Scorer) -> None:
+    found = noisy(root, "all")
+    whole = scorer.score(found, "all").metrics
+    assert scorer.score(found, "all", Subset(distance=(0, math.inf))).metrics.to_dict() == whole.to_dict()
+    near = scorer.score(found, "all", Subset(distance=(0, 8))).metrics
+    assert 0 < sum(near.counts.values()) < sum(whole.counts.values())
+
+
+def test_metrics_of_the_classes_that_are_there(root: Path, scorer: Scorer) -> None:
+    metrics = scorer.score(noisy(root, "all"), "all").metrics
+    there = of_present(metrics)
+    assert there.mean_ap == metrics.mean_ap_present == pytest.approx(5 * metrics.mean_ap)  # two of ten classes
+    expected = {k: np.mean([metrics.label_tp_errors[c][k] for c in ("car", "pedestrian")]) for k in there.tp_errors}
+    assert there.tp_errors == pytest.approx(expected)
+    assert there.nd_score == pytest.approx((5 * there.mean_ap + sum(there.tp_scores.values())) / 10)
+    none = of_present(replace(metrics, counts=dict.fromkeys(CLASSES, 0)))
+    assert math.isnan(none.mean_ap) and math.isnan(none.nd_score) and math.isnan(none.tp_errors["trans_err"])
+    cones = of_present(replace(metrics, counts=dict.fromkeys(CLASSES, 0) | {"traffic_cone": 1}))
+    assert cones.mean_ap == 0 and math.isnan(cones.tp_errors["vel_err"]) and not math.isnan(cones.nd_score)

@@ -11,13 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
 import kdlab
-from kdlab.checkpoint import read_losses
+from kdlab.checkpoint import command, read_losses
 from kdlab.config import DistillConfig, RunConfig, load_config, save_config
+from kdlab.cost import read_cost
+from kdlab.gradients import read_gradients
 from kdlab.models import Detector
 from kdlab.optim import MovingAverage, adamw, learning_rate
 from kdlab.precision import resolve
@@ -42,13 +45,15 @@ def test_run_folder(root: Path, tmp_path: Path) -> None:
     config = mini_config(root)
     run = quiet(config, tmp_path / "run")
     assert load_config(RunConfig, run / "config.json") == config
-    assert {"torch", "kdlab", "python", "device", "precision"} <= json.loads((run / "versions.json").read_text()).keys()
+    made = json.loads((run / "versions.json").read_text())
+    assert {"torch", "kdlab", "python", "device", "precision", "command"} <= made.keys()
     rows = list(csv.DictReader((run / "losses.csv").open()))
     assert [int(r["step"]) for r in rows] == list(range(6)) and [int(r["epoch"]) for r in rows] == [0, 0, 0, 1, 1, 1]
     assert list(rows[0]) == ["epoch", "step", "lr", "grad_norm", "total", "heatmap", "box"]
     for row in rows:
         assert float(row["total"]) == pytest.approx(float(row["heatmap"]) + float(row["box"]), rel=1e-6)
     assert list((run / "tensorboard").glob("events*")) and not (run / "checkpoint").exists()
+    assert (run / "cost.json").exists()
     detector = kdlab.load_detector(run)
     assert not detector.training and detector.config == config.detector
 
@@ -66,6 +71,26 @@ def test_a_finished_run_is_not_done_again(root: Path, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in run.iterdir()} == before
     quiet(mini_config(root, epochs=1), run, resume=False)
     assert (run / "detector.safetensors").stat().st_mtime_ns > before[run / "detector.safetensors"]
+
+
+def test_the_command_that_began_a_run_is_kept(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(*given: str) -> str:
+        monkeypatch.setattr(sys, "argv", list(given))
+        return command()
+
+    assert words("env/bin/kdlab", "train", "--out", "a run") == "kdlab train --out 'a run'"
+    assert words("packages/kdlab/__main__.py", "train") == "python -m kdlab train"
+
+    def stop(step: int, row: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(mini_config(root, epochs=1), tmp_path / "run", on_step=stop)
+    words("kdlab", "train", "again")
+    run = quiet(mini_config(root, epochs=1), tmp_path / "run")
+    assert json.loads((run / "versions.json").read_text())["command"] == "python -m kdlab train"
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert command() == "notebook"
 
 
 def test_another_config_in_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
@@ -238,7 +263,7 @@ def run_on_two(config: RunConfig, out: Path) -> None:
     ("modality", "variant"), [("lidar", "intended"), ("camera", "intended"), ("camera", "released")]
 )
 def test_two_processes_are_one(root: Path, teacher: Path, tmp_path: Path, modality: Any, variant: Any) -> None:
-    config = mini_config(root, modality, batch_size=6, epochs=3, lr=1e-4)
+    config = mini_config(root, modality, batch_size=6, epochs=3, lr=1e-4, gradients_every=2)
     if modality == "camera":
         config = replace(config, distill=DistillConfig("unidistill", str(teacher), variant))
     run_on_two(config, tmp_path / "two")
@@ -252,3 +277,9 @@ def test_two_processes_are_one(root: Path, teacher: Path, tmp_path: Path, modali
         ):  # AdamW's first steps follow signs: what is almost zero may differ, the more the larger lr
             assert two[2][name] == pytest.approx(one[2][name], rel=1e-2, abs=1e-6), name
     assert json.loads((tmp_path / "two" / "versions.json").read_text())["processes"] == "2"
+    first, second = (read_gradients(tmp_path / name) for name in ("one", "two"))
+    assert first.step.unique().tolist() == [0, 2]
+    pd.testing.assert_frame_equal(first[first.step == 0], second[second.step == 0], rtol=1e-2, atol=2e-3)
+    costs = [read_cost(tmp_path / name) for name in ("one", "two")]
+    assert costs[0] is not None and costs[1] is not None
+    assert costs[0].train_parameters == costs[1].train_parameters and costs[1].train_steps == 3

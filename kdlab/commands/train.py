@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 def train(args: Sequence[str]) -> int:
     """Train a detector, alone or distilled from a teacher.
 
-    PRESET and MODALITY come first and set every default below. The same command goes on after a kill.
+    PRESET and MODALITY come first and set every default below; or a config.json (or a run folder, for its config)
+    comes first and decides everything. The same command goes on after a kill.
     """
+    if args and _is_config(args[0]):
+        return _train_config(args)
     from kdlab.config import DataConfig, DetectorConfig, TrainConfig
     from kdlab.presets import PRESETS
 
@@ -64,12 +67,48 @@ def train(args: Sequence[str]) -> int:
 
     given = parse(Train, "train", args, str(train.__doc__))
     config = _run_config(args, given, base)
+    return _start(config, given)
+
+
+def _start(config: "RunConfig", given: Any) -> int:
     from kdlab.train import train as start
 
     run = start(config, given.out, resume=not given.restart, cpu=given.cpu)
     if os.environ.get("RANK", "0") == "0":
         print(f"{run} is ready; try: kdlab evaluate --run {run}")
     return 0
+
+
+def _is_config(word: str) -> bool:
+    from kdlab.presets import PRESETS
+
+    return word.endswith(".json") or (word not in PRESETS and (Path(word) / "config.json").exists())
+
+
+def _train_config(args: Sequence[str]) -> int:
+    """`kdlab train CONFIG.json --out RUN`."""
+
+    @dataclass
+    class Train:
+        config: Annotated[Path, tyro.conf.Positional]
+        """A config.json, or a run folder that holds one."""
+        out: Path
+        """Run folder."""
+        restart: bool = False
+        """Throw away what OUT holds of an earlier run."""
+        cpu: bool = False
+        """Train on the CPU although there is a GPU."""
+
+    known = ("--out", "--restart", "--no-restart", "--cpu", "--no-cpu", "--help")
+    other = [word for word in args[1:] if word.startswith("--") and word.partition("=")[0] not in known]
+    if other:
+        raise ValueError(f"{other[0]}: {args[0]} decides everything; beside it go --out, --restart and --cpu alone")
+    given = parse(Train, "train", args, str(_train_config.__doc__))
+    from kdlab.checkpoint import load_run_config
+    from kdlab.config import RunConfig, load_config
+
+    config = load_run_config(given.config) if given.config.is_dir() else load_config(RunConfig, given.config)
+    return _start(config, given)
 
 
 def _preset(args: Sequence[str]) -> "RunConfig":

@@ -22,7 +22,9 @@ def generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def augment(sample: Sample, config: AugmentConfig, image_size: tuple[int, int], *, seed: int, draw: int) -> Sample:
+def augment(
+    sample: Sample, config: AugmentConfig, image_size: tuple[int, int], *, seed: int, draw: int, exact: bool = False
+) -> Sample:
     """Bring a sample's images to the network's size and augment images and BEV.
 
     Images and BEV have random streams of their own, so either can be switched off without changing the other. All
@@ -34,8 +36,9 @@ def augment(sample: Sample, config: AugmentConfig, image_size: tuple[int, int], 
         image_size: height and width of the network's input, pixels.
         seed: of the run.
         draw: which of a sample's random versions; the epoch, or less where few versions are stored.
+        exact: resize images as Pillow does, see `ImageTransform.apply_exact`.
     """
-    sample = augment_images(sample, config, image_size, generator(seed, draw, sample.token, "image"))
+    sample = augment_images(sample, config, image_size, generator(seed, draw, sample.token, "image"), exact)
     return augment_bev(sample, bev_matrix(config, generator(seed, draw, sample.token, "bev")))
 
 
@@ -59,7 +62,8 @@ def augment_bev(sample: Sample, matrix: Tensor) -> Sample:
         return sample
     single, inverse = matrix.float(), torch.linalg.inv(matrix)
     points = sample.points.clone()
-    points[:, :3] = transform(single, points[:, :3])
+    # `geometry.transform` in three long rows: adding to rows of three is slow.
+    points[:, :3] = (single[:3, :3] @ points[:, :3].T + single[:3, 3:]).T
     boxes = replace(sample.boxes, values=transform_boxes(single, sample.boxes.values))
     return replace(
         sample,
@@ -94,13 +98,13 @@ class ImageTransform:
 
     def matrix(self, height: int, width: int) -> Array:
         """The pixel transform of an image of this height and width, float64 [3, 3]; pixel centres lie at + 1/2."""
-        scale = np.diag((self.resized[1] / width, self.resized[0] / height, 1.0))
-        crop = np.array(((1, 0, -self.left), (0, 1, -self.top), (0, 0, 1)))
-        mirror = np.array(((-1, 0, self.size[1]), (0, 1, 0), (0, 0, 1))) if self.flip else np.eye(3)
-        middle = np.array(((1, 0, self.size[1] / 2), (0, 1, self.size[0] / 2), (0, 0, 1)))
+        scale = np.array(((self.resized[1] / width, 0, 0), (0, self.resized[0] / height, 0), (0, 0, 1)))
+        mirror = np.array(((-1.0, 0, self.size[1]), (0, 1, 0), (0, 0, 1))) if self.flip else np.eye(3)
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         turn = np.array(((cos, -sin, 0), (sin, cos, 0), (0, 0, 1)))
-        matrix: Array = middle @ turn @ np.linalg.inv(middle) @ mirror @ crop @ scale
+        middle = self.size[1] / 2, self.size[0] / 2
+        about = _shift(*middle) @ turn @ _shift(-middle[0], -middle[1])
+        matrix: Array = about @ mirror @ _shift(-self.left, -self.top) @ scale
         return matrix
 
     def apply(self, image: Array, out: Array) -> None:
@@ -113,9 +117,46 @@ class ImageTransform:
         if block > 1:
             small = max(1, width // block), max(1, height // block)
             image = np.asarray(cv2.resize(image, small, interpolation=cv2.INTER_AREA))
-        half = np.array(((1, 0, 0.5), (0, 1, 0.5), (0, 0, 1)))  # OpenCV puts the centre of the first pixel at 0.
-        matrix = np.linalg.inv(half) @ self.matrix(*image.shape[:2]) @ half
-        cv2.warpAffine(image, matrix[:2], self.size[::-1], dst=out, flags=cv2.INTER_LINEAR)
+        _warp(image, self.matrix(*image.shape[:2]), out)
+
+    def apply_exact(self, image: Array, out: Array) -> None:
+        """As `apply`, but resize with Pillow, bicubic and antialiased, before the rest.
+
+        Without rotation these are the very pixels of `Image.resize`, crop and flip, as BEVDet's pipeline takes them; a
+        rotation reads the resized image bilinearly.
+        """
+        from PIL import Image
+
+        height = image.shape[0]
+        matrix = self.matrix(*self.resized)
+        above = self._unseen(matrix, height)
+        image = image[above * height // self.resized[0] :]
+        small = Image.fromarray(image).resize((self.resized[1], self.resized[0] - above), Image.Resampling.BICUBIC)
+        _warp(np.asarray(small), matrix @ _shift(0, above), out)
+
+    def _unseen(self, matrix: Array, height: int) -> int:
+        """Rows at the top of the resized image that need not be made.
+
+        So many that a row of the resized image and one of the image, which is this high, begin together.
+        """
+        rows, columns = self.size
+        corners = np.array(((0, columns, 0, columns), (0, 0, rows, rows), (1, 1, 1, 1)))
+        highest = float(np.linalg.solve(matrix, corners)[1].min())
+        support = 2 * max(1.0, self.resized[0] / height)  # of the bicubic kernel, rows of the resized image
+        step = self.resized[0] // math.gcd(self.resized[0], height)
+        return min(max(0, math.floor(highest - support - 1)), self.resized[0] - 1) // step * step
+
+
+def _shift(x: float, y: float) -> Array:
+    return np.array(((1.0, 0, x), (0, 1, y), (0, 0, 1)))
+
+
+def _warp(image: Array, matrix: Array, out: Array) -> None:
+    """Read an image at the places that a pixel transform [3, 3] gives; black beyond its edge."""
+    import cv2
+
+    change: Array = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)  # OpenCV puts the centre of the first pixel at 0.
+    cv2.warpAffine(image, change[:2], out.shape[1::-1], dst=out, flags=cv2.INTER_LINEAR)
 
 
 def image_transform(
@@ -141,8 +182,13 @@ def image_transform(
     return ImageTransform(resized, left, resized[0] - size[0], size, flip, angle)
 
 
-def augment_images(sample: Sample, config: AugmentConfig, size: tuple[int, int], random: np.random.Generator) -> Sample:
-    """Resize, crop, flip and rotate a sample's images, each camera by its own draw, with ``image_from_camera``."""
+def augment_images(
+    sample: Sample, config: AugmentConfig, size: tuple[int, int], random: np.random.Generator, exact: bool = False
+) -> Sample:
+    """Resize, crop, flip and rotate a sample's images, each camera by its own draw, with ``image_from_camera``.
+
+    Colours of the result are last in memory.
+    """
     frames, cameras, _, height, width = sample.images.shape
     if cameras == 0:
         return replace(sample, images=sample.images.new_zeros(frames, 0, 3, *size))
@@ -153,8 +199,9 @@ def augment_images(sample: Sample, config: AugmentConfig, size: tuple[int, int],
     for n in range(cameras):
         change = image_transform(config, (height, width), size, numbers[n])
         for t in range(frames):
-            change.apply(source[t, n], out[t, n])
+            apply = change.apply_exact if exact else change.apply
+            apply(source[t, n], out[t, n])
         matrices.append(change.matrix(height, width))
     image_from_camera = torch.from_numpy(np.stack(matrices)) @ sample.image_from_camera.double()
-    images = torch.from_numpy(out).permute(0, 1, 4, 2, 3).contiguous()
+    images = torch.from_numpy(out).permute(0, 1, 4, 2, 3)
     return replace(sample, images=images, image_from_camera=image_from_camera.float())

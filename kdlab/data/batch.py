@@ -33,6 +33,9 @@ class Source(Protocol):
     def image_size(self) -> tuple[int, int]:
         """Height and width of stored images in pixels; (0, 0) where not known."""
 
+    def prepare(self, reduce: int) -> str:
+        """Check what loading will need; returns a line for the user, or nothing."""
+
     def load(self, index: int, reduce: int = 1) -> Sample:
         """Read a sample, its images decoded at 1/reduce of their size."""
 
@@ -71,15 +74,17 @@ def depth_targets(
     cells_from_image = torch.diag(points.new_tensor((1 / stride, 1 / stride, 1)))
     cells_from_frame = cells_from_image @ image_from_camera @ torch.linalg.inv(frame_from_camera)[:, :3]  # [N, 3, 4]
     key = points[points[:, 4] == 0, :3]
-    column, row, depth = (cells_from_frame[:, :, :3] @ key.T + cells_from_frame[:, :, 3:]).unbind(1)  # [N, P] each
-    camera, point = ((depth > 1e-3) & (depth < max_depth)).nonzero(as_tuple=True)
-    depth = depth[camera, point]
-    column, row = (column[camera, point] / depth).floor(), (row[camera, point] / depth).floor()
+    column, row, depth = (cells_from_frame[:, :, :3] @ key.T).add_(cells_from_frame[:, :, 3:]).unbind(1)  # [N, P] each
+    seen = (depth > 1e-3) & (depth < max_depth)
+    for place, size in ((column, width), (row, height)):  # With a cell to spare: few points are left to divide.
+        seen &= (place > -depth) & (place < (size + 1) * depth)
+    near = torch.from_numpy(np.flatnonzero(seen.numpy()))  # torch's nonzero takes four times as long.
+    camera, depth = near // len(key), depth.take(near)
+    column, row = (column.take(near) / depth).floor_().long(), (row.take(near) / depth).floor_().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = ((camera * height + row.long()) * width + column.long())[inside]
-    depth = depth[inside]
-    nearest = depth.new_full((cameras * height * width,), float("inf"))
-    nearest.scatter_reduce_(0, index, depth, "amin")
+    cells = cameras * height * width
+    index = torch.where(inside, (camera * height + row) * width + column, cells)  # One more cell takes the rest.
+    nearest = depth.new_full((cells + 1,), float("inf")).scatter_reduce_(0, index, depth, "amin")[:cells]
     targets: Tensor = nearest.masked_fill(nearest.isinf(), 0).view(cameras, height, width)
     return targets
 
@@ -110,7 +115,7 @@ def collate(samples: list[Sample], *, depth_stride: int | None = None, max_depth
         depth = torch.stack([depth_targets(*c, size, depth_stride, max_depth) for c in cameras])
     return Batch(
         tokens=[s.token for s in samples],
-        images=torch.stack([s.images for s in samples]),
+        images=torch.stack([s.images.movedim(2, -1) for s in samples]).movedim(-1, 3),  # colours last in memory
         image_from_camera=torch.stack([s.image_from_camera for s in samples]),
         frame_from_camera=torch.stack([s.frame_from_camera for s in samples]),
         key_from_frame=torch.stack([s.key_from_frame for s in samples]),
@@ -160,9 +165,12 @@ class Loader:
         rank: of this process.
         world: number of processes; divides batch_size.
         draws: number of random versions of a sample; None for a new one in each epoch.
+        exact: decode images in full and resize them as Pillow does; slower, see `ImageTransform.apply_exact`.
+        pin_memory: put batches where a GPU fetches them faster; takes effect with workers.
 
     Raises:
-        ValueError: sizes that do not fit, or depth targets asked for without images or points.
+        ValueError: sizes that do not fit, depth targets asked for without images or points, or no room for the image
+            cache.
     """
 
     def __init__(
@@ -182,6 +190,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         draws: int | None = None,
+        exact: bool = False,
+        pin_memory: bool = False,
     ) -> None:
         if batch_size < 1 or world < 1 or batch_size % world or not 0 <= rank < world:
             raise ValueError(
@@ -194,7 +204,8 @@ class Loader:
         self.dataset, self.batch_size, self.seed, self.shuffle, self.cbgs = dataset, batch_size, seed, shuffle, cbgs
         self.drop_last, self.rank, self.world, self.draws, self.workers = drop_last, rank, world, draws, workers
         self._presence = dataset.class_presence() if cbgs else None
-        self._items = _Items(dataset, augment or AugmentConfig.none(), image_size, seed, depth_stride, max_depth)
+        self._pin_memory = pin_memory
+        self._items = _Items(dataset, augment or AugmentConfig.none(), image_size, seed, depth_stride, max_depth, exact)
         self._plan = _Plan()
         self._processes: DataLoader[Any] | None = None
         self._newest = 0
@@ -203,6 +214,9 @@ class Loader:
             raise ValueError(
                 f"Loader: {self._length} samples give no batch of {batch_size}; take a smaller batch or drop_last=False"
             )
+        note = dataset.prepare(self._items.reduce)
+        if note and rank == 0:
+            print(note, flush=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -264,6 +278,7 @@ class Loader:
                 num_workers=self.workers,
                 persistent_workers=True,
                 worker_init_fn=_quiet_worker,
+                pin_memory=self._pin_memory,
                 generator=torch.Generator(),  # Its own, so that workers leave the global random state alone.
             )
         return self._processes
@@ -294,15 +309,17 @@ class _Items(TorchDataset["Sample | Exception"]):
         seed: int,
         stride: int | None,
         max_depth: float,
+        exact: bool,
     ) -> None:
         self.dataset, self.config, self.size, self.seed = dataset, config, size, seed
-        self.stride, self.max_depth = stride, max_depth
-        self.reduce = decode_reduction(dataset.image_size, size, config)
+        self.stride, self.max_depth, self.exact = stride, max_depth, exact
+        self.reduce = 1 if exact else decode_reduction(dataset.image_size, size, config)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Exception:
         index, draw = key
         try:
-            return augment(self.dataset.load(index, self.reduce), self.config, self.size, seed=self.seed, draw=draw)
+            sample = self.dataset.load(index, self.reduce)
+            return augment(sample, self.config, self.size, seed=self.seed, draw=draw, exact=self.exact)
         except (OSError, ValueError) as error:
             return error
 

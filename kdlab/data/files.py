@@ -29,12 +29,13 @@ def read_bytes(path: Path) -> bytes:
         raise FileNotFoundError(f"{path} is missing, though the tables name it: {CURE}") from None
 
 
-def read_image(path: Path, reduce: int = 1) -> Bytes:
+def read_image(path: Path, reduce: int = 1, out: Bytes | None = None) -> Bytes:
     """Decode an image file to RGB, uint8 [H, W, 3].
 
     Args:
         path: a JPEG (or anything that OpenCV reads).
         reduce: 1, 2, 4 or 8: leave out fine detail while decoding, for 1/reduce of the height and width (rounded up).
+        out: contiguous array to decode into; where its shape does not fit, the image comes in an array of its own.
 
     Raises:
         FileNotFoundError: no such file.
@@ -51,7 +52,8 @@ def read_image(path: Path, reduce: int = 1) -> Bytes:
     if image is None:
         what = "cut off" if cut else "not an image that can be decoded"
         raise ValueError(f"{path} ({len(data)} bytes) is {what}: {CURE}")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
+    fits = out is not None and out.shape == image.shape
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out if fits else image), np.uint8)
 
 
 def read_points(path: Path, near: float = 1.0) -> Floats:
@@ -70,6 +72,6 @@ def read_points(path: Path, near: float = 1.0) -> Floats:
     points = np.frombuffer(data, np.float32).reshape(-1, 5)
     finite = np.isfinite(points @ np.ones(5, np.float32))  # A sum is not finite where an entry is not.
     keep = finite & ((np.abs(points[:, 0]) >= near) | (np.abs(points[:, 1]) >= near))
-    kept: Floats = points[keep]
+    kept: Floats = points.compress(keep, 0)
     kept[:, 3] /= 255
     return kept

@@ -19,7 +19,7 @@ import numpy as np
 
 from kdlab.data.tables_json import TABLES, Array, read_columns
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the columns or their meaning change: older cache files are then rebuilt."""
 
 CACHE_NAME = ".kdlab-tables.npz"
@@ -30,15 +30,21 @@ _log = logging.getLogger(__name__)
 class Tables:
     """The columns of one version folder.
 
-    Letters: S scenes, K keyframes, D sensor files, E poses, Q calibrations, A boxes. Keyframes are
-    sorted by scene (in the order of scene.json) and time. Strings are UTF-8 bytes; -1 stands for "none".
+    Letters: S scenes, K keyframes, D sensor files, E poses, Q calibrations, A boxes, R bicycle racks. Keyframes are
+    sorted by scene (in the order of scene.json) and time, a keyframe's boxes as in sample_annotation.json. Strings are
+    UTF-8 bytes; -1 stands for "none".
 
     Attributes:
         splits: JSON object, split name -> scene names, bytes [].
-        digest: SHA-256 of the other columns and of further JSON files in the folder; identifies the data, bytes [].
+        official: JSON object, likewise: those of nuScenes' own splits that fit the version's name, the scenes that are
+            here, bytes [].
+        digest: SHA-256 of the columns (those of `kdlab.data.tables_json.UNSIGNED` left out) and of further JSON files
+            in the folder; identifies the data, bytes [].
         scene_name: bytes [S].
+        scene_description: bytes [S].
         sample_token: bytes [K].
         sample_scene: int32 [K], rising.
+        sample_rank: int32 [K]: place in sample.json.
         sample_data: int32 [K, 7]: row of each sensor's keyframe file in the order of `CHANNELS`.
         data_file: bytes [D]: path below the root. LiDAR keyframes and sweeps, camera keyframes.
         data_time: int64 [D], microseconds.
@@ -56,13 +62,19 @@ class Tables:
         box_points: int64 [A, 2]: LiDAR and radar points inside.
         box_visibility: int64 [A]: 1..4, 0 where not given.
         box_attribute: int64 [A]: index into ATTRIBUTES.
+        box_attribute_count: int64 [A]: how many attributes the annotation has.
+        rack_start: int64 [K + 1]: bicycle racks of keyframe k are rows rack_start[k]:rack_start[k + 1].
+        rack_geometry: float64 [R, 10] in the global frame: centre, size l, w, h, quaternion, as of a box.
     """
 
     splits: Array
+    official: Array
     digest: Array
     scene_name: Array
+    scene_description: Array
     sample_token: Array
     sample_scene: Array
+    sample_rank: Array
     sample_data: Array
     data_file: Array
     data_time: Array
@@ -79,11 +91,20 @@ class Tables:
     box_points: Array
     box_visibility: Array
     box_attribute: Array
+    box_attribute_count: Array
+    rack_start: Array
+    rack_geometry: Array
 
     @property
     def split_scenes(self) -> dict[str, list[str]]:
         """Scene names of every known split."""
         splits: dict[str, list[str]] = json.loads(self.splits.item())
+        return splits
+
+    @property
+    def official_splits(self) -> dict[str, list[str]]:
+        """Scene names of nuScenes' own splits that the devkit evaluates on this version."""
+        splits: dict[str, list[str]] = json.loads(self.official.item())
         return splits
 
 
@@ -116,7 +137,7 @@ def _cache_places(folder: Path) -> list[Path]:
 
 
 def _stamp(folder: Path) -> str:
-    """What a cache was made from: names, sizes and times of the JSON files, and the schema."""
+    """What a cache was made from: the version, names, sizes and times of the JSON files, and the schema."""
     for name in TABLES:
         if not (folder / f"{name}.json").is_file():
             raise FileNotFoundError(
@@ -124,7 +145,7 @@ def _stamp(folder: Path) -> str:
                 "Unpack the metadata archive again, or write a simulated set with `kdlab simulate`."
             )
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.json"))]
-    return json.dumps([SCHEMA, files])
+    return json.dumps([SCHEMA, folder.name, files])
 
 
 def _read_cache(place: Path, stamp: str) -> dict[str, Array] | None:

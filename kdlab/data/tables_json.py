@@ -24,9 +24,13 @@ TABLES = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "se
           "category", "attribute", "visibility")  # fmt: skip
 """The tables that are read."""
 
+UNSIGNED = ("official", "scene_description", "sample_rank", "box_attribute_count", "rack_start", "rack_geometry")
+"""Columns that the digest leaves out: they came later, and stored weights name the data by its digest."""
+
 Array: TypeAlias = NDArray[Any]
 _LEVELS = {"v0-40": 1, "v40-60": 2, "v60-80": 3, "v80-100": 4}
 _CURE = "unpack the metadata archive again, or write a simulated set anew with `kdlab simulate`"
+_RACK = -2  # Label of a bicycle rack while boxes are read; -1 for other categories.
 _CHUNK = 1 << 23  # Characters of JSON that are held at a time.
 
 
@@ -76,7 +80,9 @@ def read_columns(folder: Path) -> dict[str, Array]:
         what = f"no field or record {error}, which another needs"
         raise ValueError(f"{folder}: {what}; these are not complete nuScenes v1.0 tables; {_CURE}") from error
     columns["digest"] = np.array(_digest(folder, columns).encode())
-    columns["splits"] = np.array(json.dumps(_splits(folder, [n.decode() for n in columns["scene_name"]])).encode())
+    scenes = [n.decode() for n in columns["scene_name"]]
+    columns["splits"] = np.array(json.dumps(_splits(folder, scenes)).encode())
+    columns["official"] = np.array(json.dumps(_official_splits(folder, scenes)).encode())
     return columns
 
 
@@ -88,14 +94,14 @@ class _Keyframes:
 
 
 def _read_keyframes(folder: Path, columns: dict[str, Array]) -> _Keyframes:
-    scenes = [(r["token"], r["name"]) for r in records(folder / "scene.json")]
+    scenes = [(r["token"], r["name"], r.get("description") or "") for r in records(folder / "scene.json")]
     rows = [(r["token"], r["timestamp"], r["scene_token"]) for r in records(folder / "sample.json")]
-    scene = _find(_strings(t for t, _ in scenes), _strings(r[2] for r in rows), folder / "sample.json", "scene")
+    scene = _find(_strings(s[0] for s in scenes), _strings(r[2] for r in rows), folder / "sample.json", "scene")
     time = np.array([r[1] for r in rows], np.int64)
     order = np.lexsort((time, scene))
-    columns["scene_name"] = _strings(n for _, n in scenes)
+    columns["scene_name"], columns["scene_description"] = _strings(s[1] for s in scenes), _strings(s[2] for s in scenes)
     columns["sample_token"] = token = _strings(r[0] for r in rows)[order]
-    columns["sample_scene"] = scene[order].astype(np.int32)
+    columns["sample_scene"], columns["sample_rank"] = scene[order].astype(np.int32), order.astype(np.int32)
     return _Keyframes(token, time[order], np.argsort(token, kind="stable"))
 
 
@@ -171,18 +177,27 @@ def _read_boxes(folder: Path, columns: dict[str, Array], keyframes: _Keyframes) 
         geometry.extend((*r["translation"], length, width, height, *r["rotation"]))
         attribute = next((attribute_of[t] for t in r["attribute_tokens"] if t in attribute_of), -1)
         level = level_of.get(r.get("visibility_token") or "", 0)
-        numbers.extend((label_of(r["instance_token"]), r["num_lidar_pts"], r["num_radar_pts"], level, attribute))
+        points = (r["num_lidar_pts"], r["num_radar_pts"])
+        numbers.extend((label_of(r["instance_token"]), *points, level, attribute, len(r["attribute_tokens"])))
     token, previous, following, sample = map(_strings, names)
     values = np.array(geometry, np.float64).reshape(-1, 10)
-    table = np.array(numbers, np.int64).reshape(-1, 5)
+    table = np.array(numbers, np.int64).reshape(-1, 6)
     owner = _find(keyframes.token, sample, path, "sample", keyframes.order)
     velocity = _velocities(values[:, :3], keyframes.time[owner], _lookup(token, previous), _lookup(token, following))
-    rows = np.flatnonzero(table[:, 0] >= 0)
-    rows = rows[np.argsort(owner[rows], kind="stable")]
-    columns["box_start"] = np.searchsorted(owner[rows], np.arange(len(keyframes.token) + 1)).astype(np.int64)
+    rows, columns["box_start"] = _by_keyframe(table[:, 0] >= 0, owner, len(keyframes.token))
     columns["box_geometry"] = np.concatenate((values, velocity), 1)[rows]
     columns["box_label"], columns["box_points"] = table[rows, 0], table[rows, 1:3]
     columns["box_visibility"], columns["box_attribute"] = table[rows, 3], table[rows, 4]
+    columns["box_attribute_count"] = table[rows, 5]
+    racks, columns["rack_start"] = _by_keyframe(table[:, 0] == _RACK, owner, len(keyframes.token))
+    columns["rack_geometry"] = values[racks]
+
+
+def _by_keyframe(wanted: Array, owner: Array, keyframes: int) -> tuple[Array, Array]:
+    """Rows that are wanted (bool [A]), sorted by their keyframe, and where each keyframe's begin, int64 [K + 1]."""
+    rows = np.flatnonzero(wanted)
+    rows = rows[np.argsort(owner[rows], kind="stable")]
+    return rows, np.searchsorted(owner[rows], np.arange(keyframes + 1)).astype(np.int64)
 
 
 def _box_names(folder: Path) -> tuple[Callable[[str], int], dict[str, int], dict[str, int]]:
@@ -192,7 +207,8 @@ def _box_names(folder: Path) -> tuple[Callable[[str], int], dict[str, int], dict
     category = {}
     for r in records(folder / "category.json"):
         name = category_to_detection_name(r["name"])
-        category[r["token"]] = CLASSES.index(name) if name in CLASSES else -1
+        other = _RACK if r["name"] == "static_object.bicycle_rack" else -1
+        category[r["token"]] = CLASSES.index(name) if name in CLASSES else other
     instance = {r["token"]: category[r["category_token"]] for r in records(folder / "instance.json")}
     attributes = ((r["token"], r["name"]) for r in records(folder / "attribute.json"))
     attribute = {token: ATTRIBUTES.index(name) for token, name in attributes if name in ATTRIBUTES}
@@ -234,10 +250,24 @@ def _splits(folder: Path, scenes: list[str]) -> dict[str, list[str]]:
     return splits
 
 
+def _official_splits(folder: Path, scenes: list[str]) -> dict[str, list[str]]:
+    """The devkit's own splits that it evaluates on a version of this name; of their scenes those that are here."""
+    endings = {"trainval": ("train", "val", "train_detect", "train_track"), "mini": ("mini_train", "mini_val"),
+               "test": ("test",)}  # fmt: skip
+    names = next((names for ending, names in endings.items() if folder.name.endswith(ending)), ())
+    if not names:
+        return {}
+    from nuscenes.utils.splits import create_splits_scenes
+
+    everywhere, here = create_splits_scenes(), set(scenes)
+    splits = {name: [s for s in everywhere[name] if s in here] for name in names}
+    return {name: held for name, held in splits.items() if held}
+
+
 def _digest(folder: Path, columns: dict[str, Array]) -> str:
     """Identity of the data. Further JSON files count, since a simulator's settings may change images but no table."""
     state = hashlib.sha256()
-    for name, column in sorted(columns.items()):
+    for name, column in sorted((n, c) for n, c in columns.items() if n not in UNSIGNED):
         state.update(f"{name} {column.dtype.str} {column.shape} ".encode() + np.ascontiguousarray(column).tobytes())
     for path in sorted(folder.glob("*.json")):
         if path.stem not in (*TABLES, "splits"):

@@ -194,9 +194,17 @@ def copy_start(method: Method, student: nn.Module, teacher: nn.Module) -> list[s
     """
     for start in method.start:
         try:
-            student.get_submodule(start.module).load_state_dict(teacher.get_submodule(start.module).state_dict())
-        except (AttributeError, RuntimeError) as error:
+            ours, theirs = (network.get_submodule(start.module).state_dict() for network in (student, teacher))
+        except AttributeError as error:
             raise ValueError(f"{method.name}: {start.module} cannot be copied from the teacher: {error}") from error
+        for name in sorted({*ours, *theirs}):
+            shapes = [tuple(side[name].shape) if name in side else "missing" for side in (ours, theirs)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"{method.name}: {start.module} cannot be copied from the teacher: {name} is {shapes[1]} there and "
+                    f"{shapes[0]} in the student; build both alike, or use the method without its start"
+                )
+        student.get_submodule(start.module).load_state_dict(theirs)
     return [start.module for start in method.start]
 
 

@@ -65,6 +65,7 @@ class Adapter:
         source: method, venue, file:line.
         resize: bring the input to the source's rows and columns first; ``corners`` aligns corners.
         unless: quirk that, when on, leaves the adapter out.
+        only: quirk that must be on, or the adapter is left out.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Adapter:
     source: str
     resize: Literal["no", "bilinear", "corners"] = "no"
     unless: str | None = None
+    only: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +267,13 @@ class Method:
     @property
     def active(self) -> tuple[Term, ...]:
         """Terms whose weight is not 0, without the adapters that quirks leave out: what runs."""
-        out = {a.name for a in self.adapters if a.unless in self.on}
-        terms = (replace(t, adapter=None) if t.adapter in out else t for t in self.terms)
+        out = {a.name for a in self.adapters if a.unless in self.on or (a.only and a.only not in self.on)}
+
+        def without(term: Term) -> Term:
+            modules = tuple(m for m in term.modules if m not in out)
+            return replace(term, adapter=None if term.adapter in out else term.adapter, modules=modules)
+
+        terms = (without(t) for t in self.terms)
         return tuple(t for t in terms if t.weight * t.scale != 0)
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -58,12 +59,15 @@ class Part:
 
 
 _FIELDS = ("image", "depth", "camera_bev", "camera_bev_aligned", "lidar_bev", "bev", "stages", "neck", "predictions")
-_PATH = re.compile(r"(student|teacher|labels)\.(\w+)(?:\.(heatmap|regression))?(?:\[(\d+)\])?")
+_PATH = re.compile(r"(student|teacher|labels)\.(\w+)(?:\.(heatmap|regression))?(?:\[(-?\d+)\])?")
 
 
 @dataclass(frozen=True)
 class TensorPath:
-    """A tensor by name: ``teacher.stages[0]``, ``student.camera_bev[0]`` (a frame), ``student.predictions.heatmap``."""
+    """A tensor by name: ``teacher.stages[0]``, ``student.camera_bev[0]`` (a frame), ``student.predictions.heatmap``.
+
+    Stages may be counted from the deepest: ``stages[-1]``.
+    """
 
     text: str
     side: str
@@ -88,6 +92,8 @@ class TensorPath:
         path = cls(text, match[1], match[2], match[3], index)
         if path.name == "stages" and index is None:
             raise ValueError(f"unknown tensor {text!r}: stages needs an index, such as stages[0]")
+        if index is not None and index < 0 and path.name != "stages":
+            raise ValueError(f"unknown tensor {text!r}: only stages are counted from the end")
         if path.name in ("bev", "lidar_bev", "neck", "predictions") and index is not None:
             raise ValueError(f"unknown tensor {text!r}: {path.name} takes no index")
         if path.part and path.name != "predictions":
@@ -97,7 +103,7 @@ class TensorPath:
     def width(self, channels: Channels) -> int | None:
         """Its number of channels; None where the detector has no such tensor."""
         if self.name == "stages":
-            return dict(enumerate(channels.stages)).get(self.index if self.index is not None else -1)
+            return channels.stages[self.index] if _within(self.index, channels.stages) else None
         names = {"camera_bev_aligned": "camera_bev", "predictions": self.part or "heatmap"}
         width: int | None = getattr(channels, names.get(self.name, self.name))
         return width or None
@@ -113,10 +119,14 @@ class TensorPath:
             value = getattr(value, self.part)
         if value is not None and self.index is not None:
             if self.name == "stages":
-                value = value[self.index] if self.index < len(value) else None
+                value = value[self.index] if _within(self.index, value) else None
             else:
                 value = value[:, self.index]
         if value is None:
             raise ValueError(f"{self.text} is missing: the {self.side}'s features do not hold it")
         found: Tensor | Predictions = value
         return found
+
+
+def _within(index: int | None, values: Sequence[Any]) -> TypeGuard[int]:
+    return index is not None and -len(values) <= index < len(values)

@@ -1,11 +1,13 @@
-"""Where to distil: rows that count, points of boxes, Gaussian masks. No loops over boxes or cells.
+"""Where to distil: rows that count, points of boxes, Gaussian masks, footprints, cells that fire.
 
-Boxes are [B, M, 9] tensors; padding and unknown velocities are dealt with here. Nothing here carries a gradient.
+No loops over boxes or cells. Boxes are [B, M, 9] tensors; padding and unknown velocities are dealt with here. Nothing
+here carries a gradient.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.geometry import BEVGrid, footprint
@@ -94,3 +96,77 @@ def gaussian_mask(
     flat = torch.where(kept, layer + row * grid.width + column, 0).long()
     mask.scatter_reduce_(1, flat.flatten(1), torch.where(kept, value, 0).flatten(1).to(mask.dtype), "amax")
     return mask.reshape(batch, channels, *grid.shape)
+
+
+def footprint_owner(boxes: Tensor, counted: Tensor, grid: BEVGrid, at: float = 0.5) -> Tensor:
+    """Which box holds each cell: the lowest index, int64 [B, H, W]; M where none does.
+
+    A box holds a cell if the cell's test point lies strictly inside its footprint. Only the cells around each box are
+    looked at, as many as the largest box spans.
+
+    Args:
+        boxes: [B, M, 9].
+        counted: bool [B, M], boxes that hold cells.
+        grid: of the map.
+        at: the test point along both sides of a cell: 0.5 its centre, 0 its lower corner.
+    """
+    batch, many = boxes.shape[:2]
+    owner = torch.full((batch, grid.height * grid.width), many, dtype=torch.long, device=boxes.device)
+    if many == 0:
+        return owner.reshape(batch, *grid.shape)
+    cos, sin = boxes[..., 6].cos(), boxes[..., 6].sin()
+    length, width = boxes[..., 3], boxes[..., 4]
+    sides = (length * cos.abs() + width * sin.abs(), length * sin.abs() + width * cos.abs())
+    half = torch.where(counted[..., None], torch.stack(sides, -1) / (2 * grid.cell), 0)
+    reach = min(int(half.max() * 2) + 2, max(grid.shape))
+    first = (grid.to_cells(boxes[..., :2]) - at - half).ceil().clamp(min=0, max=max(grid.shape))
+    cells = first[..., None] + torch.arange(reach, device=boxes.device, dtype=boxes.dtype)  # [B, M, 2, reach]
+    low = boxes.new_tensor((grid.x[0], grid.y[0]))
+    offset = (cells + at) * grid.cell + (low - boxes[..., :2])[..., None]
+    (dx, dy), (column, row) = (v.unbind(2) for v in (offset, cells.long()))
+    along = dx[..., None, :] * cos[..., None, None] + dy[..., :, None] * sin[..., None, None]  # [B, M, rows, columns]
+    across = dy[..., :, None] * cos[..., None, None] - dx[..., None, :] * sin[..., None, None]
+    inside = (along.abs() < length[..., None, None] / 2) & (across.abs() < width[..., None, None] / 2)
+    inside &= ((row < grid.height) & counted[..., None])[..., None] & (column < grid.width)[..., None, :]
+    flat = torch.where(inside, row[..., None] * grid.width + column[..., None, :], 0)
+    index = torch.where(inside, torch.arange(many, device=boxes.device)[:, None, None], many)
+    owner.scatter_reduce_(1, flat.flatten(1), index.flatten(1), "amin")
+    return owner.reshape(batch, *grid.shape)
+
+
+def size_scale(boxes: Tensor, owner: Tensor, grid: BEVGrid) -> Tensor:
+    """1 / sqrt(cells that the owner's footprint would fill) of each cell, float32 [B, H, W]; 0 without an owner.
+
+    Args:
+        boxes: [B, M, 9].
+        owner: from `footprint_owner`.
+        grid: of the map.
+    """
+    scale = grid.cell / (boxes[..., 3] * boxes[..., 4]).sqrt()
+    return F.pad(scale, (0, 1)).gather(1, owner.flatten(1)).reshape(owner.shape).float()
+
+
+def fires_wrongly(truth: Tensor, found: Tensor, below: float, above: float, size: tuple[int, int]) -> Tensor:
+    """Cells where no target stands and a detector yet fires, bool [B, *size].
+
+    A larger map is brought to ``size`` by the maximum of the cells that fall together, a smaller one by repetition.
+
+    Args:
+        truth: heat map of the targets [B, h, w].
+        found: of the detector's scores [B, h, w].
+        below: targets under this are none.
+        above: scores over this fire.
+        size: rows and columns of the result.
+    """
+    fires = ((truth < below) & (found > above)).float()
+    if fires.shape[-1] > size[1]:
+        fires = F.adaptive_max_pool2d(fires, size)
+    elif fires.shape[-1] < size[1]:
+        fires = F.interpolate(fires[:, None], size, mode="nearest")[:, 0]
+    return fires.bool()
+
+
+def share(mask: Tensor) -> Tensor:
+    """1 / number of a sample's cells in a mask [B, H, W], as float32 [B, 1, 1]; 0 where it has none."""
+    count = mask.sum((1, 2), keepdim=True)
+    return torch.where(count > 0, 1 / count.clamp(min=1), 0).float()

@@ -1,4 +1,4 @@
-"""How to compare: readings at points, relations, class scores, normalisers."""
+"""How to compare: readings at points, relations, class scores, attention, normalisers."""
 
 from __future__ import annotations
 
@@ -59,3 +59,23 @@ def masked_mean_l1(student: Tensor, teacher: Tensor, mask: Tensor, eps: float = 
     Maps are [B, C, H, W], the mask [B, H, W]; its sum is averaged over ranks.
     """
     return mask * (student - teacher).abs().mean(1) / (across_ranks(mask.sum()) + eps)
+
+
+def spatial_attention(maps: Tensor, temperature: float) -> Tensor:
+    """Where maps [B, C, H, W] are strong, [B, H, W]: softmax over the cells of a sample, times their number.
+
+    Of mean |value| over channels / temperature; its mean over the cells is 1.
+    """
+    strength = maps.abs().mean(1) / temperature
+    attention: Tensor = strength.flatten(1).softmax(1) * strength[0].numel()
+    return attention.reshape(strength.shape)
+
+
+def channel_attention(maps: Tensor, temperature: float) -> Tensor:
+    """Which channels of maps [B, C, H, W] are strong, [B, C, 1, 1]: softmax over channels, times their number.
+
+    Of mean |value| over cells / temperature; its mean over the channels is 1.
+    """
+    strength = maps.abs().mean((2, 3), keepdim=True) / temperature
+    attention: Tensor = strength.softmax(1) * maps.shape[1]
+    return attention

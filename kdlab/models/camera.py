@@ -253,7 +253,7 @@ def depth_loss(depth: Tensor, target: Tensor, bins: tuple[float, float, float]) 
     with full_precision(depth):
         known = (target >= bins[0]) & (target < bins[1])
         index = ((target - bins[0]) / bins[2]).floor().clamp(0, depth.shape[2] - 1).long()
-        probability = depth.float().movedim(2, -1)[known]  # [K, D]
-        hit = F.one_hot(index[known], depth.shape[2]).to(probability.dtype)
-        loss = F.binary_cross_entropy(probability, hit, reduction="sum")
+        hit = F.one_hot(index, depth.shape[2]).to(torch.float32)
+        probability, counts = depth.float().movedim(2, -1), known.unsqueeze(-1).float()  # a mask would wait for a GPU
+        loss = F.binary_cross_entropy(probability, hit, counts, reduction="sum")
         return loss / mean_count(known.sum().to(loss.dtype))

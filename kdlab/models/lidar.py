@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.config import DetectorConfig
+from kdlab.geometry import BEVGrid
 from kdlab.models.layers import full_precision
 from kdlab.models.norm import PointNorm
+from kdlab.models.voxels import Groups, group_by_cell
 
 _DECORATIONS = 8  # offset to the pillar's mean (3) and to its centre (2), z, intensity, time lag
 
 
-def pillar_max(values: Tensor, cell: Tensor, cells: int) -> Tensor:
-    """Largest value per cell and channel, zero in empty cells.
+def group_points(points: Tensor, point_batch: Tensor, grid: BEVGrid, z: tuple[float, float]) -> Groups:
+    """Points by pillar, a flat cell b * H * W + row * W + column; those outside the grid or the z range are left out.
 
     Args:
-        values: [P, C], not negative.
-        cell: int64 [P], below ``cells``.
-        cells: number of cells.
-
-    Returns:
-        [cells, C].
+        points: [P, 3+], metres.
+        point_batch: int64 [P], sample of each point.
+        grid: the BEV grid.
+        z: lowest and highest z that count.
     """
-    index = cell[:, None].expand_as(values)
-    return values.new_zeros(cells, values.shape[1]).scatter_reduce(0, index, values, "amax")
+    column, row, inside = grid.locate(points[:, :2])
+    inside &= (points[:, 2] >= z[0]) & (points[:, 2] < z[1])
+    kept = inside.nonzero().squeeze(1)
+    groups = group_by_cell(((point_batch * grid.height + row) * grid.width + column).index_select(0, kept))
+    return replace(groups, order=kept.index_select(0, groups.order))
+
+
+def pillar_max(values: Tensor, groups: Groups) -> Tensor:
+    """Largest value per pillar and channel, [V, C], of the values [P, C] of points in the order of ``groups``."""
+    rows = torch.arange(len(values), device=values.device)
+    return F.embedding_bag(rows, values, groups.starts, mode="max")
 
 
 class _PointLayer(nn.Module):
-    """Linear layer, batch norm and ReLU on points."""
+    """Linear layer and batch norm on points."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -36,7 +48,9 @@ class _PointLayer(nn.Module):
         self.norm = PointNorm(outputs)
 
     def forward(self, points: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.linear(points)))
+        # The copy makes the weight's gradient points.T @ gradient, on a CPU 7 times as fast as gradient.T @ points.
+        normed: Tensor = self.norm(points @ self.linear.weight.T.contiguous())
+        return normed
 
 
 class PillarEncoder(nn.Module):
@@ -66,22 +80,29 @@ class PillarEncoder(nn.Module):
         """
         height, width = self.grid.shape
         with full_precision(points):
-            column, row, inside = self.grid.locate(points[:, :2])
-            inside &= (points[:, 2] >= self.z[0]) & (points[:, 2] < self.z[1])
-            cell = ((point_batch * height + row) * width + column)[inside]
-            features = self.first(self.decorate(points[inside].float(), column[inside], row[inside], cell, size))
-            bev = pillar_max(features, cell, size * height * width)
+            groups = group_points(points, point_batch, self.grid, self.z)
+            pillar = groups.of_items()
+            features = self.first(self.decorate(points.index_select(0, groups.order).float(), groups, pillar))
             if self.second is not None:
-                features = self.second(torch.cat((features, bev.index_select(0, cell)), 1))
-                bev = pillar_max(features, cell, size * height * width)
+                features = features.relu()
+                wide = pillar_max(features, groups).index_select(0, pillar)
+                features = self.second(torch.cat((features, wide), 1))
+            found = pillar_max(features, groups).relu()  # ReLU and maximum may change places: fewer pillars than points
+            bev = found.new_zeros(size * height * width, found.shape[1]).index_copy(0, groups.cell, found)
         return bev.view(size, height, width, -1).permute(0, 3, 1, 2)
 
-    def decorate(self, points: Tensor, column: Tensor, row: Tensor, cell: Tensor, size: int) -> Tensor:
-        """What the first layer sees of each point, [P, 8]: nothing tells where in the grid its pillar stands."""
-        cells = size * self.grid.height * self.grid.width
-        homogeneous = torch.cat((points[:, :3], torch.ones_like(points[:, :1])), 1)
-        sums = points.new_zeros(cells, 4).index_add_(0, cell, homogeneous).index_select(0, cell)
-        from_mean = points[:, :3] - sums[:, :3] / sums[:, 3:]
-        centre = self.grid.to_metres(torch.stack((column, row), 1).to(points.dtype) + 0.5)
-        from_centre = (points[:, :2] - centre) / self.grid.cell
-        return torch.cat((from_mean, from_centre, points[:, 2:5]), 1)
+    def decorate(self, points: Tensor, groups: Groups, pillar: Tensor) -> Tensor:
+        """What the first layer sees of each point, [P, 8]: nothing tells where in the grid its pillar stands.
+
+        Args:
+            points: [P, 5], in the order of ``groups``.
+            groups: points by flat cell of the grid, sample after sample.
+            pillar: int64 [P], the points' pillars in ``groups``.
+        """
+        sums = points.new_zeros(len(groups.cell), 3).index_add_(0, pillar, points[:, :3])
+        means = sums / groups.counts[:, None]
+        column = groups.cell % self.grid.width
+        row = groups.cell.div(self.grid.width, rounding_mode="floor") % self.grid.height
+        centres = self.grid.to_metres(torch.stack((column, row), 1).to(points.dtype) + 0.5)
+        mean, centre = torch.cat((means, centres), 1).index_select(0, pillar).split((3, 2), 1)
+        return torch.cat((points[:, :3] - mean, (points[:, :2] - centre) / self.grid.cell, points[:, 2:5]), 1)

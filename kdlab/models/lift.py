@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdlab.geometry import BEVGrid, transform, unproject
 from kdlab.models.layers import full_precision
+from kdlab.models.voxels import sort_by_cell
 
 
 @dataclass(frozen=True)
@@ -60,43 +63,75 @@ def depth_bins(depth: tuple[float, float, float]) -> int:
 
 @dataclass(frozen=True)
 class LiftIndex:
-    """Frustum points sorted by BEV cell: bags for `torch.nn.functional.embedding_bag`.
+    """The K frustum points inside the grid, sorted by BEV cell for the sum and by pixel for its gradient.
 
     Attributes:
         cell: int64 [K], flat cell b * H * W + row * W + column, rising.
         source: int64 [K], flat index of each point into depths [B, N, h, w, D].
         pixel: int64 [K], flat index of each point into pixels [B, N, h, w].
-        offsets: int64 [B * H * W], where each cell's bag starts.
+        offsets: int64 [B * H * W], where each cell's points start.
+        seen: int64 [K], ``source`` in rising order: pixel after pixel.
+        seen_cell: int64 [K], the cells of ``seen``.
+        seen_offsets: int64 [B * N * h * w], where each pixel's points start in ``seen``.
     """
 
     cell: Tensor
     source: Tensor
     pixel: Tensor
     offsets: Tensor
+    seen: Tensor
+    seen_cell: Tensor
+    seen_offsets: Tensor
 
 
 @torch.no_grad()
 def lift_index(points: Tensor, grid: BEVGrid, z: tuple[float, float]) -> LiftIndex:
     """Sort frustum points [B, N, h * w, D, 3] by cell; those outside the grid or the z range are left out."""
-    cells = points.shape[0] * grid.height * grid.width
+    bins = points.shape[3]
     column, row, inside = grid.locate(points[..., :2])
     inside &= (points[..., 2] >= z[0]) & (points[..., 2] < z[1])
     batch = torch.arange(points.shape[0], device=points.device).view(-1, 1, 1, 1)
     flat = ((batch * grid.height + row) * grid.width + column).flatten()
-    source = inside.flatten().nonzero().squeeze(1)
-    bits = max(1, int(points[..., 0].numel()).bit_length())
-    packed = _sorted((flat.index_select(0, source) << bits) | source)  # one sort of unique keys: stable and quick
-    cell, source = packed >> bits, packed & ((1 << bits) - 1)
-    counts = torch.bincount(cell, minlength=cells)
-    return LiftIndex(cell, source, source.div(points.shape[3], rounding_mode="floor"), counts.cumsum(0) - counts)
+    seen = inside.flatten().nonzero().squeeze(1)
+    seen_cell = flat.index_select(0, seen)
+    cell, source = sort_by_cell(seen_cell, seen, len(flat))
+    offsets = _starts(cell, points.shape[0] * grid.height * grid.width)
+    seen_offsets = _starts(seen.div(bins, rounding_mode="floor"), len(flat) // bins)
+    pixel = source.div(bins, rounding_mode="floor")
+    return LiftIndex(cell, source, pixel, offsets, seen, seen_cell, seen_offsets)
 
 
-def _sorted(keys: Tensor) -> Tensor:
-    if keys.is_cuda:
-        return keys.sort().values
-    values = keys.numpy()
-    values.sort()  # numpy's vectorised sort: several times faster than torch.sort on a CPU
-    return torch.from_numpy(values)
+def _starts(bag: Tensor, bags: int) -> Tensor:
+    """Where each bag starts among entries sorted by bag."""
+    counts = bag.new_zeros(bags).scatter_add_(0, bag, torch.ones_like(bag))  # bincount would wait for a GPU
+    return counts.cumsum(0) - counts
+
+
+class _Splat(torch.autograd.Function):
+    """Sum over cells of features [pixels, C] times depth weights [points]; the gradient is the sum over pixels.
+
+    Autograd's own gradient of an embedding bag sorts the pixels at every step and reads columns of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, depth: Tensor, index: LiftIndex) -> Tensor:
+        ctx.save_for_backward(table, depth)
+        ctx.index = index
+        weights = depth.index_select(0, index.source)
+        return F.embedding_bag(index.pixel, table, index.offsets, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        table, depth = ctx.saved_tensors
+        index: LiftIndex = ctx.index
+        rows = gradient.contiguous()
+        weights = depth.index_select(0, index.seen)
+        to_table = F.embedding_bag(index.seen_cell, rows, index.seen_offsets, mode="sum", per_sample_weights=weights)
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            rows, table, index.pixel, index.offsets, index.cell, 0
+        )  # of each point's feature and its cell's gradient
+        return to_table, torch.zeros_like(depth).index_copy_(0, index.source, products), None
 
 
 def splat(context: Tensor, depth: Tensor, index: LiftIndex, batch: int, grid: BEVGrid) -> Tensor:
@@ -116,8 +151,7 @@ def splat(context: Tensor, depth: Tensor, index: LiftIndex, batch: int, grid: BE
     """
     with full_precision(context):
         table = context.float().permute(0, 2, 3, 1).flatten(0, 2)
-        weights = depth.float().permute(0, 2, 3, 1).flatten().index_select(0, index.source)
-        bags = F.embedding_bag(index.pixel, table, index.offsets, mode="sum", per_sample_weights=weights)
+        bags: Tensor = _Splat.apply(table, depth.float().permute(0, 2, 3, 1).flatten(), index)
     return bags.view(batch, grid.height, grid.width, -1).permute(0, 3, 1, 2)
 
 
@@ -159,7 +193,7 @@ def align(bev: Tensor, key_from_frame: Tensor, grid: BEVGrid) -> Tensor:
     with full_precision(bev):
         matrix = key_from_frame.double()
         ground = F.pad(grid.centres(bev.device).double().flatten(0, 1), (0, 1))  # [H * W, 3] at z = 0
-        source = transform(torch.linalg.inv(matrix), ground)[..., :2]
+        source = transform(torch.linalg.inv_ex(matrix).inverse, ground)[..., :2]  # inv would wait for a GPU
         warped = grid.sample(bev.float(), source.float()).mT.reshape(bev.shape).to(bev.dtype)
         still = (matrix == torch.eye(4, dtype=matrix.dtype, device=matrix.device)).all(-1).all(-1)
         return torch.where(still.view(-1, 1, 1, 1), bev, warped)

@@ -8,6 +8,7 @@ from torch import Tensor
 from kdlab.geometry import footprint
 
 _EPSILON = 1e-9  # metres
+_SLACK = 1e-3  # metres (or IoU) by which a prefilter errs on the safe side
 
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
@@ -61,21 +62,41 @@ def iou_of_pairs(first: Tensor, second: Tensor) -> Tensor:
 def rotated_iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union in the ground plane of boxes [M, 9] with boxes [K, 9], float64 [M, K]."""
     result = first.new_zeros(len(first), len(second), dtype=torch.float64)
-    i, j = _near(first, second).nonzero(as_tuple=True)
+    near = torch.cdist(first[:, :2], second[:, :2]) <= _reach(first)[:, None] + _reach(second) + _SLACK
+    i, j = near.nonzero(as_tuple=True)
     result[i, j] = iou_of_pairs(first[i], second[j])
     return result
 
 
-def _near(first: Tensor, second: Tensor) -> Tensor:
-    """Pairs whose circumscribed circles meet, bool [M, K]: no other pair can overlap."""
-    reach = torch.linalg.vector_norm(first[:, None, 3:5], dim=-1) + torch.linalg.vector_norm(second[:, 3:5], dim=-1)
-    near: Tensor = _distance(first, second) <= reach / 2
-    return near
+def _reach(boxes: Tensor) -> Tensor:
+    """Radius of the circle around each footprint [M], metres."""
+    reach: Tensor = torch.linalg.vector_norm(boxes[:, 3:5], dim=-1) / 2
+    return reach
 
 
-def _distance(first: Tensor, second: Tensor) -> Tensor:
-    distance: Tensor = torch.linalg.vector_norm(first[:, None, :2] - second[None, :, :2], dim=-1)
-    return distance
+def pairs_within(boxes: Tensor, groups: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of one group's boxes whose centres differ by at most twice the largest reach along x.
+
+    A sweep along x: the work grows with the pairs found, not with all there are.
+
+    Args:
+        boxes: [M, 9], finite.
+        groups: int64 [M], not negative.
+        reach: [M], metres.
+
+    Returns:
+        The smaller number and the larger number of each pair, int64 [K], and the distance of the centres [K].
+    """
+    x = boxes[:, 0].double()
+    width = 2 * reach.double().amax() + _SLACK
+    line, order = (x + groups * (x.amax() - x.amin() + 2 * width)).sort()  # the groups one after another
+    numbers = torch.arange(len(line), device=line.device)
+    counts = torch.searchsorted(line, line + width, right=True) - numbers - 1
+    first = numbers.repeat_interleave(counts)
+    step = torch.arange(len(first), device=line.device) - (counts.cumsum(0) - counts).index_select(0, first)
+    one, other = order.index_select(0, first), order.index_select(0, first + 1 + step)
+    offset = boxes[:, :2].index_select(0, one) - boxes[:, :2].index_select(0, other)
+    return torch.minimum(one, other), torch.maximum(one, other), torch.linalg.vector_norm(offset, dim=-1)
 
 
 def greedy(higher: Tensor, lower: Tensor, count: int) -> Tensor:
@@ -108,9 +129,11 @@ def circle_nms(boxes: Tensor, groups: Tensor, radius: Tensor) -> Tensor:
     Returns:
         Bool [M]: which to keep.
     """
-    conflict = (_distance(boxes, boxes) <= radius[:, None]) & (groups[:, None] == groups)
-    higher, lower = conflict.triu(1).nonzero(as_tuple=True)
-    return greedy(higher, lower, len(boxes))
+    if len(boxes) < 2:
+        return torch.ones_like(groups, dtype=torch.bool)
+    higher, lower, distance = pairs_within(boxes, groups, radius / 2)
+    near = (distance <= radius.index_select(0, higher)).nonzero().squeeze(1)
+    return greedy(higher.index_select(0, near), lower.index_select(0, near), len(boxes))
 
 
 def rotated_nms(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
@@ -124,6 +147,14 @@ def rotated_nms(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
     Returns:
         Bool [M]: which to keep.
     """
-    i, j = (_near(boxes, boxes) & (groups[:, None] == groups)).triu(1).nonzero(as_tuple=True)
-    over = iou_of_pairs(boxes[i], boxes[j]) > threshold
-    return greedy(i[over], j[over], len(boxes))
+    if len(boxes) < 2:
+        return torch.ones_like(groups, dtype=torch.bool)
+    reach, area = _reach(boxes), boxes[:, 3] * boxes[:, 4]
+    higher, lower, distance = pairs_within(boxes, groups, reach)
+    meet = distance <= reach.index_select(0, higher) + reach.index_select(0, lower) + _SLACK
+    ratio = area.index_select(0, higher) / area.index_select(0, lower)
+    meet &= torch.minimum(ratio, 1 / ratio) > threshold - _SLACK  # the IoU cannot be larger than that
+    near = meet.nonzero().squeeze(1)
+    higher, lower = higher.index_select(0, near), lower.index_select(0, near)
+    over = iou_of_pairs(boxes.index_select(0, higher), boxes.index_select(0, lower)) > threshold
+    return greedy(higher[over], lower[over], len(boxes))

@@ -93,21 +93,20 @@ class CrossRankNorm(nn.Module):
         here = values.new_tensor([values.numel() / x.shape[1]])
         total = _rank_sum(torch.cat((values.sum(axes), here)))
         count = total[-1].detach()
-        if count < 2:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        mean = total[:-1] / count
+        enough = count >= 2  # stays a tensor: to ask for its value would make every layer wait for a GPU
+        mean = torch.where(enough, total[:-1] / count.clamp(min=1), self.running_mean)
         centred = values - mean.view(shape)
-        variance = _rank_sum(centred.square().sum(axes)) / count
-        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        variance = torch.where(enough, _rank_sum(centred.square().sum(axes)) / count.clamp(min=1), self.running_var)
+        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1), enough)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked += 1
-        share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+    def _track(self, mean: Tensor, variance: Tensor, enough: Tensor) -> None:
+        self.num_batches_tracked += enough
+        share = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.clamp(min=1)
+        self.running_mean.lerp_(mean, enough * share)
+        self.running_var.lerp_(variance, enough * share)
 
 
 def sync_batchnorm(module: nn.Module) -> nn.Module:

@@ -124,11 +124,11 @@ def draw_gaussians(cell: Tensor, radius: Tensor, labels: Tensor, mask: Tensor, g
     dy, dx = torch.meshgrid(step, step, indexing="ij")
     row = cell.div(width, rounding_mode="floor")[..., None, None] + dy  # [B, M, 2 reach + 1, 2 reach + 1]
     column = (cell % width)[..., None, None] + dx
-    wide = radius[..., None, None]
-    drawn = (dy.abs() <= wide) & (dx.abs() <= wide) & mask[..., None, None]
-    drawn &= (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    sigma = (2 * wide + 1).float() / 6
-    value = torch.where(drawn, (-(dx * dx + dy * dy) / (2 * sigma * sigma)).exp(), 0.0)
+    drawn = (row >= 0) & (row < height) & (column >= 0) & (column < width) & mask[..., None, None]
+    wide = torch.arange(reach + 1, device=cell.device).view(-1, 1, 1)
+    sigma = (2 * wide + 1).double() / 6
+    gaussians = (-(dx * dx + dy * dy) / (2 * sigma * sigma)).exp() * ((dy.abs() <= wide) & (dx.abs() <= wide))
+    value = gaussians.float().index_select(0, radius.flatten()).view(drawn.shape) * drawn  # fewer radii than boxes
     where = labels[..., None, None] * height * width + torch.where(drawn, row * width + column, 0)
     heatmap.flatten(1).scatter_reduce_(1, where.flatten(1), value.flatten(1), "amax")
     return heatmap.view(-1, len(CLASSES), height, width)

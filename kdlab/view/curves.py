@@ -112,7 +112,7 @@ def metric_comparison(runs: Mapping[str, Metrics], title: str = "") -> Figure:
     axes = figure.subplot_mosaic([["scores", "errors", "errors"], ["classes"] * 3], height_ratios=(1, 1.15))
     scores = np.array([[m.mean_ap, m.nd_score] for m in found])
     errors = np.array([[m.tp_errors[k] for k in TP_ERRORS] for m in found])
-    classes = np.array([[m.label_aps[k] for k in CLASSES] for m in found])
+    classes = np.array([[m.mean_dist_aps[k] for k in CLASSES] for m in found])
     _bars(axes["scores"], ["mAP", "NDS"], scores, runs)
     axes["scores"].set(title="higher is better", ylabel="score (0 to 1)")
     _bars(axes["errors"], [f"{name}\n({UNITS[name]})" for name in TP_ERRORS.values()], errors, runs, digits=2)

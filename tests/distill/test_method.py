@@ -90,7 +90,16 @@ def test_describe_names_everything():
 
 @pytest.mark.parametrize(
     "text",
-    ["teacher.nope", "techer.bev", "teacher.stages", "teacher.bev[0]", "teacher.bev.heatmap", "bev", "teacher.neck[1]"],
+    [
+        "teacher.nope",
+        "techer.bev",
+        "teacher.stages",
+        "teacher.bev[0]",
+        "teacher.bev.heatmap",
+        "bev",
+        "teacher.neck[1]",
+        "teacher.camera_bev[-1]",
+    ],
 )
 def test_wrong_tensor_names(text):
     with pytest.raises(ValueError, match="unknown tensor"):
@@ -109,10 +118,19 @@ def test_sides_of_a_term():
 def test_widths_and_reading():
     channels, found = FakeChannels(camera_bev=5), features(0)
     found.camera_bev = torch.zeros(2, 3, 5, 4, 4)
-    for text, width in [("bev", 4), ("stages[1]", 6), ("stages[2]", None), ("camera_bev_aligned", 5), ("image", None)]:
+    for text, width in [
+        ("bev", 4),
+        ("stages[1]", 6),
+        ("stages[-2]", 4),
+        ("stages[-3]", None),
+        ("stages[2]", None),
+        ("camera_bev_aligned", 5),
+        ("image", None),
+    ]:
         assert TensorPath.parse(f"teacher.{text}").width(channels) == width
     assert TensorPath.parse("teacher.predictions.heatmap").width(channels) == 10
     assert TensorPath.parse("student.stages[1]").read(found) is found.stages[1]
+    assert TensorPath.parse("student.stages[-1]").read(found) is found.stages[1]
     assert TensorPath.parse("student.camera_bev[2]").read(found).shape == (2, 5, 4, 4)
     assert TensorPath.parse("student.predictions").read(found) is found.predictions
     with pytest.raises(ValueError, match=r"teacher.stages\[4\] is missing"):

@@ -34,9 +34,9 @@ def test_encoder_equals_the_loop_over_pillars(layers: int) -> None:
     encoder, batch = PillarEncoder(config).eval(), random_batch(config)
     want = torch.zeros(2, 16, *config.grid.shape)
     for (b, row, column), decorated in naive_decoration(encoder, batch.points, batch.point_batch).items():
-        features = encoder.first(decorated)
+        features = encoder.first(decorated).relu()
         if encoder.second is not None:
-            features = encoder.second(torch.cat((features, features.amax(0).expand_as(features)), 1))
+            features = encoder.second(torch.cat((features, features.amax(0).expand_as(features)), 1)).relu()
         want[b, :, row, column] = features.amax(0)
     torch.testing.assert_close(encoder(batch.points, batch.point_batch, 2), want, atol=1e-5, rtol=1e-4)
 

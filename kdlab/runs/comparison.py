@@ -1,17 +1,15 @@
-"""Finished runs: load a detector, set runs side by side as a table."""
+"""Runs side by side as a table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdlab.checkpoint import load_detector, load_run_config
+from kdlab.checkpoint import load_run_config
 from kdlab.evaluate import TP_ERRORS, Metrics, load_metrics
 from kdlab.sample import CLASSES
-
-__all__ = ["Comparison", "compare", "load_detector"]
 
 LOWER_IS_BETTER = frozenset(TP_ERRORS.values())
 """Rows of a comparison whose best value is the smallest."""
@@ -96,7 +94,7 @@ def _rows(metrics: Metrics) -> dict[str, float]:
     if len(metrics.present) < len(CLASSES):
         rows["mAP of present"] = metrics.mean_ap_present
     rows |= {short: metrics.tp_errors[name] for name, short in TP_ERRORS.items()}
-    return rows | {f"AP {name}": metrics.label_aps[name] for name in metrics.present}
+    return rows | {f"AP {name}": metrics.mean_dist_aps[name] for name in metrics.present}
 
 
 def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
@@ -115,10 +113,7 @@ def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
     paths = tuple(Path(r) for r in runs)
     notes = tuple(describe(p) for p in paths)
     stored = [load_metrics(p) for p in paths]
-    if split is None:
-        shared = [s for s in stored[0] if all(s in m for m in stored)]
-        preferred = [s for s in ("sim_test", "val", "mini_val", "sim_val") if s in shared]
-        split = next(iter([*preferred, *shared]), None)
+    split = split or shared_split(stored)
     wanted = split or next((s for m in stored for s in m), None) or load_run_config(paths[0]).data.val
     for path, metrics in zip(paths, stored, strict=True):
         if wanted not in metrics:
@@ -136,6 +131,13 @@ def compare(runs: Sequence[Path | str], split: str | None = None) -> Comparison:
     labels = _labels(paths)
     rows = {n: tuple(t[n] for t in tables) for n in names}
     return Comparison(wanted, labels, paths, rows, dict(zip(labels, chosen, strict=True)), absent, notes)
+
+
+def shared_split(stored: Sequence[Mapping[str, Metrics]]) -> str | None:
+    """The split that all runs were scored on, those for reported tables first; None where there is none."""
+    shared = [s for s in stored[0] if all(s in m for m in stored)] if stored else []
+    preferred = [s for s in ("sim_test", "val", "mini_val", "sim_val") if s in shared]
+    return next(iter([*preferred, *shared]), None)
 
 
 def _labels(paths: Sequence[Path]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from kdlab.parity import parity, render, run
 
-GOLDEN = Path(__file__).parent / "golden" / "unidistill"
+GOLDEN = Path(__file__).parents[1] / "golden" / "unidistill"
 
 
 def rewrite(source: Path, target: Path, change) -> None:

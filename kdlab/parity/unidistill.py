@@ -1,18 +1,11 @@
-"""Recompute stored outputs of the methods' released code: the one place that converts foreign conventions.
-
-A folder holds ``.npz`` files of inputs and outputs. What a file is about is told by its arrays' names, not by its own.
-Every output is computed anew with the functions that training uses, all quirks on, and compared.
-"""
+"""UniDistill's files: boxes and maps come as they are."""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,117 +15,9 @@ from kdlab.distill import Context, Method, TermResult, run_terms
 from kdlab.distill.terms import class_probability, cosine_relation, normalised, read_points
 from kdlab.distill.unidistill import PATHS, box_points, counted_rows, exchanged, response_mask, unidistill
 from kdlab.geometry import footprint
-from kdlab.parity_oracles import Assignment, ForeignGrid, nearest_cells
+from kdlab.parity.compare import Arrays, Family, Row, compare
+from kdlab.parity.oracles import Assignment, ForeignGrid, nearest_cells
 from kdlab.sample import Boxes3D, Features, Predictions, TaskPrediction
-
-Arrays = Mapping[str, np.ndarray[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        file: path below the folder.
-        array: name; "-" where the file as a whole is meant.
-        error: greatest |ours - stored| / max(1, |stored|); None where nothing could be computed.
-        tolerance: what the error may be.
-        judged: whether it counts.
-        note: why there is no error, or what is special.
-    """
-
-    file: str
-    array: str
-    error: float | None
-    tolerance: float
-    judged: bool = True
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Within the tolerance, or not judged."""
-        return not self.judged or (self.error is not None and self.error <= self.tolerance)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Files of one kind.
-
-    Attributes:
-        name: for messages.
-        owns: from a file's array names, whether it is of this kind.
-        rows: from a file's name and arrays, its comparisons.
-    """
-
-    name: str
-    owns: Callable[[frozenset[str]], bool]
-    rows: Callable[[str, Arrays], list[Row]]
-
-
-def parity(folder: Path) -> list[Row]:
-    """Compare every array of every ``.npz`` file below a folder.
-
-    A file of an unknown kind, an unreadable file and an array that nobody computes are rows that fail.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no such file in it.
-    """
-    files = sorted(folder.rglob("*.npz")) if folder.is_dir() else []
-    if not files:
-        raise FileNotFoundError(f"{folder}: no folder with .npz files")
-    return [row for file in files for row in _file_rows(str(file.relative_to(folder)), file)]
-
-
-def _file_rows(name: str, file: Path) -> list[Row]:
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except Exception as error:  # whatever is wrong with the file, the others are still judged
-        return [Row(name, "-", None, 0.0, note=f"cannot be read: {error}")]
-    for family in FAMILIES:
-        if family.owns(frozenset(arrays)):
-            return family.rows(name, arrays) or [Row(name, "-", None, 0.0, note=f"{family.name}: holds no outputs")]
-    return [Row(name, "-", None, 0.0, note=f"no known family holds these arrays: {', '.join(sorted(arrays)[:8])}")]
-
-
-def compare(name: str, array: str, ours: Tensor, stored: np.ndarray[Any, Any], tolerance: float) -> Row:
-    """A row for one array; shapes must be equal, and so must be where numbers are not finite."""
-    mine = ours.detach().to("cpu", torch.float64).numpy()
-    theirs = np.asarray(stored, dtype=np.float64)
-    if mine.shape != theirs.shape:
-        return Row(name, array, None, tolerance, note=f"is {mine.shape} here and {theirs.shape} in the file")
-    if not mine.size:
-        return Row(name, array, 0.0, tolerance, note="empty")
-    with np.errstate(invalid="ignore"):
-        error = np.abs(mine - theirs) / np.maximum(1, np.abs(theirs))
-    same = (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
-    return Row(name, array, float(np.where(same, 0.0, np.nan_to_num(error, nan=np.inf)).max()), tolerance)
-
-
-def render(rows: Sequence[Row]) -> str:
-    """The comparisons as a table, and a last line that counts them."""
-    table = [("file", "array", "max relative error", "tolerance", "")]
-    for row in rows:
-        error = "-" if row.error is None else f"{row.error:.1e}"
-        verdict = ("ok" if row.passed else "OFF") if row.judged else "not judged"
-        table.append((row.file, row.array, error, f"{row.tolerance:.0e}", f"{verdict} {row.note}".strip()))
-    widths = [max(len(line[i]) for line in table) for i in range(5)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
-    off = sum(not row.passed for row in rows)
-    lines.append(f"{len(rows)} arrays in {len({row.file for row in rows})} files: {off or 'none'} off")
-    return "\n".join(lines)
-
-
-def run(folder: Path) -> int:
-    """Print a folder's table; 0 where all is well, 1 where an array is off, 2 where there is nothing to compare."""
-    try:
-        rows = parity(folder)
-    except FileNotFoundError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(render(rows))
-    return 0 if all(row.passed for row in rows) else 1
-
 
 _INPUTS = frozenset(("gt_boxes", "gt_labels", "pc_range", "voxel_size", "out_size_factor", "seed", "det_loss")) | {
     f"{side}_{name}" for side in ("student", "teacher") for name in ("low", "high", "hm_logits", "reg")
@@ -376,5 +261,5 @@ def _unidistill_rows(file: str, arrays: Arrays) -> list[Row]:
     return rows
 
 
-FAMILIES = (Family("unidistill", _unidistill_owns, _unidistill_rows),)
-"""How each kind of file is told apart and compared; a paper adds one."""
+FAMILY = Family("unidistill", _unidistill_owns, _unidistill_rows)
+"""How to tell and compare such files."""

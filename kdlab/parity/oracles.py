@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kdlab.distill.regions import footprint_owner
 from kdlab.geometry import BEVGrid
 
 
@@ -100,3 +102,82 @@ def nearest_cells(
         taken[:, 7:9],
     )
     return Assignment(heatmap, index, torch.cat(parts, 1))
+
+
+def context_ring(boxes: Tensor, counted: Tensor, grid: BEVGrid, cells: float, weight: float) -> tuple[Tensor, Tensor]:
+    """DistillBEV's option of a ring of less weight around each box (bevdet_distill.py:755-843): mask and scale.
+
+    The scale lacks the root, and the ring of a box takes over cells that lie within another.
+
+    Args:
+        boxes: [B, M, 9].
+        counted: bool [B, M].
+        grid: of the map.
+        cells: by how much a box grows, both sides together.
+        weight: of the ring.
+
+    Returns:
+        Two maps, float32 [B, H, W].
+    """
+    grown = boxes.clone()
+    grown[..., 3:5] += cells * grid.cell
+    inner = footprint_owner(boxes, counted, grid, 0.0) < boxes.shape[1]
+    outer = footprint_owner(grown, counted, grid, 0.0)
+    mask = torch.where(inner, 1.0, torch.where(outer < boxes.shape[1], weight, 0.0))
+    scale = grid.cell**2 / (boxes[..., 3] * boxes[..., 4])
+    return mask, F.pad(scale, (0, 1)).gather(1, outer.flatten(1)).reshape(outer.shape).float()
+
+
+def queued_size_scale(cells: Tensor) -> Tensor:
+    """DistillBEV's mode ``dfs`` (bevdet_distill.py:938-962): 1 / size of each cell's component, sizes as counted there.
+
+    Its queue marks a cell when it leaves, so a cell is counted once for each shortest way from the component's first
+    cell (first row, then column).
+
+    Args:
+        cells: bool [B, H, W].
+
+    Returns:
+        float64 [B, H, W], 0 elsewhere.
+    """
+    scale = cells.new_zeros(cells.shape, dtype=torch.float64)
+    for sample, out in zip(cells, scale, strict=True):
+        left = sample.clone()
+        while left.any():
+            ways = torch.zeros_like(out)
+            ways.view(-1)[left.flatten().nonzero()[0]] = 1
+            seen, size = ways > 0, 0.0
+            while ways.any():
+                size += float(ways.sum())
+                pad = F.pad(ways, (1, 1, 1, 1))
+                ways = (pad[:-2, 1:-1] + pad[2:, 1:-1] + pad[1:-1, :-2] + pad[1:-1, 2:]) * (sample & ~seen)
+                seen |= ways > 0
+            out[seen] = 1 / size
+            left &= ~seen
+    return scale
+
+
+def foreground_affinity(student: Tensor, teacher: Tensor, foreground: Tensor) -> Tensor:
+    """DistillBEV's unused relation of foreground cells: mean smooth L1 between products of cells, summed over samples.
+
+    Args:
+        student: adapted, [B, C, H, W].
+        teacher: [B, C, H, W].
+        foreground: bool [B, H, W].
+    """
+    total = student.new_zeros(())
+    for ours, theirs, cells in zip(student, teacher, foreground, strict=True):
+        if cells.any():
+            a, b = ours[:, cells], theirs[:, cells]
+            total = total + F.smooth_l1_loss(a.mT @ a, b.mT @ b)
+    return total
+
+
+def channel_means(student: Tensor, teacher: Tensor) -> Tensor:
+    """DistillBEV's loss of channel means, off in its recipe: |difference| of means over cells, summed, over the batch.
+
+    Args:
+        student: adapted, [B, C, H, W].
+        teacher: [B, C, H, W].
+    """
+    return (teacher.mean((2, 3)) - student.mean((2, 3))).abs().sum() / len(student)

@@ -1,0 +1,77 @@
+"""Parts of a split to evaluate on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kdlab.metrics.boxes import Array, EvalBoxes
+from kdlab.metrics.filtering import ego_distances
+from kdlab.metrics.truth import Truth
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What counts; None means all. Conditions hold together.
+
+    Samples (``scenes``, ``tokens``, ``time``): boxes of other samples are left out before anything is matched.
+
+    Boxes (``distance``, ``visibility``, ``points``), by the rule of COCO's area ranges: everything is matched; an
+    annotation outside the subset does not count, nor does a prediction matched to it; a prediction without a match
+    counts where its distance lies in the subset (it has no visibility and no points).
+
+    Attributes:
+        scenes: names of scenes.
+        tokens: sample tokens.
+        distance: from the ego vehicle in the ground plane, metres, the first included, the second not.
+        visibility: nuScenes visibility levels, 1 to 4.
+        points: LiDAR and radar points inside, the first included, the second not.
+        time: of day.
+    """
+
+    scenes: tuple[str, ...] | None = None
+    tokens: tuple[str, ...] | None = None
+    distance: tuple[float, float] | None = None
+    visibility: tuple[int, ...] | None = None
+    points: tuple[float, float] | None = None
+    time: Literal["day", "night"] | None = None
+
+    def samples(self, truth: Truth) -> Array:
+        """Which samples count, bool [S].
+
+        Raises:
+            ValueError: a scene or token that the split does not hold, or no sample at all.
+        """
+        for kind, wanted, held in (("scene", self.scenes, truth.scene), ("sample", self.tokens, truth.tokens)):
+            unknown = sorted(set(wanted or ()) - set(held))
+            if unknown:
+                raise ValueError(f"subset: split {truth.split!r} has no {kind} {unknown[0]!r}")
+        chosen = np.ones(len(truth.tokens), bool)
+        if self.scenes is not None:
+            chosen &= np.isin(truth.scene, self.scenes)
+        if self.tokens is not None:
+            chosen &= np.isin(truth.tokens, self.tokens)
+        if self.time is not None:
+            chosen &= truth.night == (self.time == "night")
+        if not chosen.any():
+            raise ValueError(f"subset: no sample of split {truth.split!r} is in {self}")
+        return chosen
+
+    def truths(self, truth: Truth, boxes: EvalBoxes) -> Array:
+        """Which annotations count, bool [N]."""
+        chosen = self.predictions(truth, boxes)
+        if self.visibility is not None:
+            chosen &= np.isin(boxes.visibility, self.visibility)
+        if self.points is not None:
+            chosen &= (boxes.points >= self.points[0]) & (boxes.points < self.points[1])
+        return chosen
+
+    def predictions(self, truth: Truth, boxes: EvalBoxes) -> Array:
+        """Which predictions count where they match nothing, bool [N]."""
+        if self.distance is None:
+            return np.ones(len(boxes), bool)
+        distance = ego_distances(truth, boxes)
+        chosen: Array = (distance >= self.distance[0]) & (distance < self.distance[1])
+        return chosen

@@ -1,0 +1,277 @@
+"""A study as data: a base run, changes, seeds; and the trials that it expands to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdlab.checkpoint import NEUTRAL, load_run_config
+from kdlab.config import DetectorConfig, Modality, RunConfig, from_dict, to_dict
+from kdlab.data.simulate_config import SimulationConfig
+from kdlab.distill import METHODS, Method, build_method
+from kdlab.presets import PRESETS, distilled
+from kdlab.studies.worlds import WORLDS, changed_world
+
+BASE = "base"
+"""Name of the change that changes nothing."""
+
+SIMULATION = "simulation."
+"""Keys with this in front are knobs of the simulated world."""
+
+NO_METHOD = "none"
+"""Value of ``distill.method`` that takes the base's distillation away."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one line of a study does to the base.
+
+    Attributes:
+        name: also the name of its folder.
+        set: values by dotted key of RunConfig (``distill.weights.feature``), or ``simulation.KEY`` for a knob of the
+            simulated world. Empty for the base.
+    """
+
+    name: str
+    set: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A base, the changes to compare with it, and the seeds to do it with.
+
+    Attributes:
+        name: of the study.
+        base: config of the base; its seed does not count.
+        changes: one after the other; the base itself need not be listed.
+        seeds: each change is trained once with each.
+        split: that the runs are scored on.
+        out: the study's folder.
+        cpu: train and score on the CPU although there is a GPU.
+
+    Raises:
+        ValueError: no seeds or one twice, two changes of one name, a name that cannot be a folder's.
+    """
+
+    name: str
+    base: RunConfig
+    changes: tuple[Change, ...]
+    seeds: tuple[int, ...]
+    split: str
+    out: Path
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds: a study wants at least one")
+        _once("seeds", self.seeds)
+        _once("changes", [change.name for change in self.changes])
+        for name in (self.name, *(change.name for change in self.changes)):
+            if not _NAME.fullmatch(name) or name == WORLDS:
+                raise ValueError(
+                    f"name {name!r}: take letters, digits and . _ + -, with a letter or digit in front; not {WORLDS!r}"
+                )
+        for change in self.changes:
+            if change.name == BASE and change.set:
+                raise ValueError(f"changes.{BASE}: that name is the unchanged base's; take another")
+            if "train.seed" in change.set:
+                raise ValueError(f"changes.{change.name}: train.seed comes from the study's seeds")
+
+    def trials(self) -> tuple[Trial, ...]:
+        """See `expand`."""
+        return expand(self)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study and its evaluation.
+
+    Attributes:
+        change: name of the change.
+        seed: of the training.
+        config: of the run.
+        folder: the run folder.
+        split: that the run is scored on.
+        command: the words that train it.
+        evaluation: the words that score it.
+        world: the simulated world that the study writes for it, into ``config.data.root``.
+    """
+
+    change: str
+    seed: int
+    config: RunConfig
+    folder: Path
+    split: str
+    command: tuple[str, ...]
+    evaluation: tuple[str, ...]
+    world: SimulationConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """Change and seed."""
+        return f"{self.change} seed {self.seed}"
+
+
+def expand(study: Study) -> tuple[Trial, ...]:
+    """The trials of a study, all changes of the first seed first.
+
+    A trial's folder is STUDY/CHANGE/seedSEED-HASH, by a hash of its config: an edited study makes new runs and keeps
+    the old ones apart. Trials of equal config have one folder, be it one that an earlier form of the study made.
+
+    Raises:
+        FileNotFoundError: a world's knob, and no data set at the base's root.
+        ValueError: a change that does not fit the base; the message names change and key.
+    """
+    changes = study.changes if any(c.name == BASE for c in study.changes) else (Change(BASE, {}), *study.changes)
+    configs = []
+    for change in changes:
+        try:
+            configs.append(apply(change.set, study.base, study.out))
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"changes.{change.name}: {error}") from error
+    homes: dict[str, Path] = {}
+    trials = []
+    for seed in study.seeds:
+        for change, (config, world) in zip(changes, configs, strict=True):
+            seeded = replace(config, train=replace(config.train, seed=seed))
+            name = f"seed{seed}-{trial_hash(seeded, world)}"
+            folder = homes.setdefault(name, _home(study.out, change.name, name))
+            trials.append(_trial(study, change.name, seeded, folder, world))
+    return tuple(trials)
+
+
+def unique(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """The first trial of each folder: what has to run."""
+    return tuple({trial.folder: trial for trial in reversed(trials)}.values())[::-1]
+
+
+def _home(out: Path, change: str, name: str) -> Path:
+    own = out / change / name
+    return own if own.exists() else next(iter(sorted(out.glob(f"*/{name}"))), own)
+
+
+def _trial(study: Study, change: str, config: RunConfig, folder: Path, world: SimulationConfig | None) -> Trial:
+    cpu = ("--cpu",) if study.cpu else ()
+    train = ("kdlab", "train", str(folder / "config.json"), "--out", str(folder), *cpu)
+    evaluate = ("kdlab", "evaluate", "--run", str(folder), "--split", study.split)
+    workers = ("--workers", str(config.data.workers))
+    return Trial(change, config.train.seed, config, folder, study.split, train, (*evaluate, *workers, *cpu), world)
+
+
+def trial_hash(config: RunConfig, world: SimulationConfig | None = None) -> str:
+    """Eight hexadecimal digits of what decides a run's numbers.
+
+    Args:
+        config: of the run; keys that may change when a run goes on do not count.
+        world: the simulated world in ``config.data.root``, which counts in place of the folder's name.
+    """
+    plain = to_dict(config)
+    for key in NEUTRAL:
+        section, name = key.split(".")
+        plain[section].pop(name)
+    if world is not None:
+        plain["data"]["root"] = f"world {world.digest()}"
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def apply(values: Mapping[str, Any], base: RunConfig, out: Path = Path()) -> tuple[RunConfig, SimulationConfig | None]:
+    """The config of a changed run, and the world that it needs where a knob of the world is turned.
+
+    ``distill.method`` on a base without that method starts from the preset's scales for it.
+
+    Args:
+        values: by dotted key, see `Change`.
+        base: the config to change.
+        out: the study's folder, where worlds go.
+
+    Raises:
+        FileNotFoundError: a world's knob, and no data set at the root.
+        ValueError: unknown key, method, term or quirk, a value of the wrong type, a root that is not simulated.
+    """
+    knobs = {key.removeprefix(SIMULATION): value for key, value in values.items() if key.startswith(SIMULATION)}
+    distill = {key: value for key, value in values.items() if key.startswith("distill.")}
+    config = _put(base, {k: v for k, v in values.items() if k not in distill and not k.startswith(SIMULATION)})
+    if distill:
+        config = _distilled(config, distill)
+    method_of(config)
+    if not knobs:
+        return config, None
+    world, root = changed_world(config.data, knobs, out)
+    return replace(config, data=replace(config.data, root=root, version=None)) if world else config, world
+
+
+def _put(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    plain = to_dict(config)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place: Any = plain
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ValueError(f"unknown key {key!r}")
+        if name not in place and sections not in (["distill", "weights"], ["distill", "scales"]):
+            raise ValueError(f"unknown key {key!r}; known in {'.'.join(sections) or 'a run'}: {', '.join(place)}")
+        place[name] = value
+    return from_dict(RunConfig, plain)
+
+
+def _distilled(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    rest = dict(values)
+    method = rest.pop("distill.method", None)
+    if method == NO_METHOD:
+        config = replace(config, distill=None)
+    elif method is not None and (config.distill is None or config.distill.method != method):
+        if method not in METHODS:
+            raise ValueError(f"distill.method: unknown method {method!r}; known: {', '.join(METHODS)}, {NO_METHOD}")
+        teacher = config.distill.teacher if config.distill is not None else ""
+        config = replace(config, distill=distilled(_preset(config.detector), method, teacher))
+    if rest and config.distill is None:
+        raise ValueError(f"{next(iter(rest))}: this run has no distillation; set distill.method beside it")
+    return _put(config, rest)
+
+
+def _preset(detector: DetectorConfig) -> str:
+    """The preset whose BEV widths these are, which is what scales depend on; empty for others."""
+    return next((name for name, make in PRESETS.items() if make(detector.modality).detector.bev == detector.bev), "")
+
+
+def method_of(config: RunConfig) -> Method | None:
+    """The method of a run; where its teacher is not there yet, as for the first modality that the method takes.
+
+    Raises:
+        ValueError: unknown method, term or quirk, or modalities without a path.
+    """
+    if config.distill is None:
+        return None
+    student = config.detector.modality
+    try:
+        return build_method(config.distill, student, load_run_config(config.distill.teacher).detector.modality)
+    except FileNotFoundError:
+        return build_method(config.distill, student, first_teacher(config.distill.method, student))
+
+
+def first_teacher(method: str, student: Modality) -> Modality:
+    """The first modality that a method takes for the teacher of a student; lidar where there is none."""
+    modalities: tuple[Modality, ...] = ("lidar", "fusion", "camera")
+    for teacher in modalities if method in METHODS else ():
+        try:
+            METHODS[method](student, teacher)
+        except ValueError:
+            continue
+        return teacher
+    return "lidar"
+
+
+def _once(what: str, values: Any) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what}: {value!r} is there twice")
+        seen.add(value)

@@ -1,0 +1,90 @@
+"""Parts of a split: the devkit's numbers where it has them, the rule by hand where it has not."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_cases import Case, assert_equal_to_devkit, box, columns, random_case, restricted
+
+from kdlab.metrics.evaluation import Evaluation, evaluate
+from kdlab.metrics.metrics import TP_ERRORS
+from kdlab.metrics.subset import Subset
+
+
+def assert_same(a: Evaluation, b: Evaluation) -> None:
+    assert a.metrics.to_dict() == b.metrics.to_dict()
+    for key, curve in a.curves.items():
+        for name in ("precision", "confidence", *TP_ERRORS):
+            assert getattr(curve, name).tolist() == getattr(b.curves[key], name).tolist()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_everything_as_a_subset(tmp_path: Path, seed: int) -> None:
+    case = random_case(seed, samples=5, truths=12, boxes=40, classes=3, predefined=seed % 2 == 0)
+    whole = restricted(case, Subset())
+    assert_equal_to_devkit(whole, case.devkit(case.write(tmp_path / "r.json")))
+    for subset in (Subset(tokens=tuple(case.truths)), Subset(scenes=tuple(map(case.scene_of, case.truths))),
+                   Subset(distance=(0, math.inf), points=(-1, math.inf), visibility=(0, 1, 2, 3, 4))):  # fmt: skip
+        assert_same(restricted(case, subset), whole)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_scenes_are_a_custom_split(tmp_path: Path, seed: int) -> None:
+    case = random_case(seed, samples=6, truths=12, boxes=40, classes=2, odd=0.3)
+    scenes = [case.scene_of(t) for t, boxes in case.truths.items() if boxes and case.results[t]][:1]
+    if not scenes:
+        pytest.skip("no scene with both sides")
+    ours = restricted(case, Subset(scenes=tuple(scenes)))
+    assert_equal_to_devkit(ours, case.devkit(case.write(tmp_path / "r.json"), scenes=scenes))
+    tokens = tuple(t for t in case.truths if case.scene_of(t) in scenes)
+    assert_same(restricted(case, Subset(tokens=tokens)), ours)
+    assert ours.metrics.samples == len(tokens)
+
+
+def ap(case: Case, **subset: Any) -> float:
+    return restricted(case, Subset(**subset)).metrics.label_aps["car"]["2.0"]
+
+
+def test_distance_bands() -> None:
+    case = Case({"s0": [box(5, 0), box(20, 0)]}, {"s0": [box(5, 0, score=0.9), box(20, 0, score=0.2), box(30, 0)]})
+    assert ap(case, distance=(0, 10)) == pytest.approx(1)  # What is far away, right or wrong, does not count.
+    assert ap(case, distance=(10, 40)) == pytest.approx(0.2)  # The wrong one at 30 m comes first: precision 0 to 0.5.
+    assert ap(case, distance=(20, 21)) == pytest.approx(1) and ap(case, distance=(19, 20)) == 0
+    assert restricted(case, Subset(distance=(20, 40))).metrics.counts["car"] == 1
+
+
+def test_a_prediction_counts_where_its_annotation_lies() -> None:
+    case = Case({"s0": [box(9.5, 0)]}, {"s0": [box(10.5, 0)]})
+    assert ap(case, distance=(0, 10)) == pytest.approx(1) and ap(case, distance=(10, 50)) == 0
+    metrics = restricted(case, Subset(distance=(0, 10))).metrics
+    assert metrics.label_aps["car"]["1.0"] == 0 and metrics.label_tp_errors["car"]["trans_err"] == pytest.approx(1)
+
+
+def test_visibility_and_points() -> None:
+    truths = [box(0, 0, visibility=1, num_pts=3), box(9, 0, visibility=4, num_pts=30)]
+    boxes = [box(0, 0, score=0.5), box(9, 0, score=0.4), box(0, 9, score=0.45)]
+    case = Case({"s0": truths}, {"s0": boxes})
+    assert 0.99 < ap(case, visibility=(1,)) == ap(case, points=(1, 30)) == ap(case, points=(3, 4))
+    assert ap(case, visibility=(3, 4)) == pytest.approx(0.2) and ap(case, points=(30, math.inf)) == ap(
+        case, visibility=(4,)
+    )
+    assert ap(case, visibility=(2,)) == 0 == ap(case, points=(4, 30))
+
+
+def test_day_and_night() -> None:
+    case = Case({"s0": [box(0, 0)], "s1": [box(9, 9)]}, {"s0": [box(0, 0)], "s1": []}, scene={"s1": "scene-night"})
+    assert ap(case, time="day") == pytest.approx(1) and ap(case, time="night") == 0
+    assert restricted(case, Subset(time="night")).metrics.samples == 1
+
+
+def test_messages() -> None:
+    case = Case({"s0": [box(0, 0)]}, {"s0": []})
+    truth = case.truth()
+    for subset, message in (
+        (Subset(scenes=("scene-9",)), "split 'own' has no scene 'scene-9'"),
+        (Subset(tokens=("t",)), "split 'own' has no sample 't'"),
+        (Subset(time="night"), "no sample of split 'own' is in Subset"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(truth, columns(case, truth), None, subset)
