@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from kdlab.commands.ablate import ablate
 from kdlab.commands.evaluate import evaluate
+from kdlab.commands.export import export
 from kdlab.commands.machine import demo, doctor, overfit, simulate
 from kdlab.commands.methods import methods, parity
 from kdlab.commands.runs import compare, runs
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "runs": runs,
     "ablate": ablate,
+    "export": export,
     "methods": methods,
     "parity": parity,
     "doctor": doctor,

@@ -45,6 +45,13 @@ class CameraConfig:
     """Key frame and frames - 1 past keyframes, aligned by ego motion."""
     past_gradient: bool = False
     """Train through past frames too; without, they are encoded without gradient."""
+    simulated_lidar: bool = False
+    """A second branch from the key frame's images stands in for LiDAR and is fused with the first (SimDistill): a lift
+    of its own, with geometry compensation before and after. For camera detectors."""
+    shared_lift: bool = False
+    """The simulated LiDAR takes the camera branch's lift, as SimDistill's released code does by mistake."""
+    corner_reference: bool = False
+    """Geometry compensation counts from cells' lower corners, not centres, as SimDistill's released code does."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,8 @@ class DistillConfig:
     """Factors on the weights by term name, see `kdlab.presets.SCALES`; a weight given below is taken as it is."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights by term name that replace the method's own; 0 switches a term off."""
+    stage_epochs: int = 0
+    """Epochs of each training that comes first, such as LabelDistill's label encoder; 0: as many as the method says."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from kdlab.checkpoint import RunFolder, load_detector, load_run_config, replacing, write_json
 from kdlab.config import AugmentConfig, Modality, RunConfig
+from kdlab.cost import Stopwatch
 from kdlab.metrics.boxes import EvalBoxes, from_detections, to_global
 from kdlab.metrics.config import EvaluationConfig
 from kdlab.metrics.evaluation import Evaluation
@@ -63,7 +65,13 @@ class Found:
 
 
 @torch.no_grad()
-def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, precision: str = "fp32") -> list[Found]:
+def predict(
+    detector: Detector,
+    batches: Iterable[Batch],
+    modality: Modality,
+    precision: str = "fp32",
+    watch: Stopwatch | None = None,
+) -> list[Found]:
     """Run a detector over batches and collect what it finds.
 
     A camera detector gets ``batch.images_only()``: it cannot see points, depth or boxes.
@@ -73,6 +81,7 @@ def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, pr
         batches: without augmentation.
         modality: the detector's sensors.
         precision: as in `TrainConfig.precision`.
+        watch: times the detector alone.
     """
     device = next(detector.parameters()).device
     was_training, results = detector.training, []
@@ -80,9 +89,10 @@ def predict(detector: Detector, batches: Iterable[Batch], modality: Modality, pr
     try:
         for batch in batches:
             seen = (batch.images_only() if modality == "camera" else batch).to(device)
-            with autocast(device, precision):
-                features = detector(seen)
-            boxes = to_device(detector.predict(features), "cpu", False)
+            with watch.batch(seen.size) if watch is not None else contextlib.nullcontext():
+                with autocast(device, precision):
+                    features = detector(seen)
+                boxes = to_device(detector.predict(features), "cpu", False)
             results += [Found(*found) for found in zip(batch.tokens, boxes, batch.global_from_key.cpu(), strict=True)]
     finally:
         detector.train(was_training)
@@ -291,7 +301,8 @@ def evaluate_run(
 ) -> Metrics:
     """Evaluate a run's detector and store its metrics.
 
-    Writes ``results_SPLIT.json`` (the nuScenes result file) and adds the split to ``metrics.json``.
+    Writes ``results_SPLIT.json`` (the nuScenes result file), adds the split to ``metrics.json`` and what the detector
+    costs to ``cost.json``.
 
     Args:
         run: run folder, or shipped weights.
@@ -312,9 +323,10 @@ def evaluate_run(
     split = split or config.data.val
     detector = load_detector(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loader = evaluation_loader(config, root, split, version, workers=workers)
-    found = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision)
+    folder, watch = RunFolder(Path(out or run)), Stopwatch(detector)
+    found = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision, watch)
+    watch.store(folder.path)
     loader.close()
-    folder = RunFolder(Path(out or run))
     write_results(folder.path / f"results_{split}.json", found, config.detector.modality)
     metrics = (scorer or Scorer(root, version)).score(found, split).metrics
     pretrained = config.detector.modality != "lidar" and config.detector.camera.pretrained

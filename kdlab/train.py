@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from kdlab.checkpoint import (
     discard,
     load_detector,
     load_run_config,
-    load_weights,
     open_run,
     save_weights,
     versions,
@@ -30,7 +29,7 @@ from kdlab.config import Modality, RunConfig
 from kdlab.cost import read_cost, training_cost, write_cost
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
-from kdlab.distill import Distiller, Method, Stage, build_method, copy_start
+from kdlab.distill import Distiller, Method, build_method, copy_start
 from kdlab.evaluate import Scorer, evaluation_loader, predict, store_metrics
 from kdlab.gradients import Gradients
 from kdlab.loop import Interrupted, Loop, OnStep
@@ -38,6 +37,7 @@ from kdlab.models import Detector, build_detector
 from kdlab.models.norm import sync_batchnorm
 from kdlab.precision import autocast, resolve
 from kdlab.sample import Batch
+from kdlab.stages import run_stages
 
 __all__ = ["Interrupted", "Training", "train"]
 
@@ -74,20 +74,6 @@ class Training(nn.Module):
         bev, self._bev = self._bev, None
         assert bev is not None
         return bev
-
-
-class StageTraining(nn.Module):
-    """A training that comes before the student's, such as that of a label encoder."""
-
-    def __init__(self, stage: Stage, network: nn.Module, teacher: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.stage, self.network, self.precision = stage, network, precision
-        self._teacher = (teacher,)  # not a submodule
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The stage's loss."""
-        with autocast(batch.boxes.values.device, self.precision):
-            return {self.stage.name: self.stage.loss(self.network, self._teacher[0], batch)}
 
 
 @dataclass
@@ -159,7 +145,7 @@ def _train(run: _Run, loader: Loader) -> None:
     _write_versions(run, loader)
     torch.manual_seed(config.train.seed)
     student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
-    distiller = _distiller(run, student, loader) if config.distill is not None else None
+    distiller = _distiller(run, student) if config.distill is not None else None
     watched = config.train.gradients_every > 0
     training = Training(student, distiller, config.train.precision, keep_bev=watched).to(accelerator.device)
     if accelerator.num_processes > 1:
@@ -293,44 +279,27 @@ def _loader(run: _Run) -> Loader:
         max_depth=camera.depth[1],
         rank=run.accelerator.process_index,
         world=run.accelerator.num_processes,
+        pin_memory=run.accelerator.device.type == "cuda",
     )
 
 
-def _distiller(run: _Run, student: Detector, loader: Loader) -> Distiller:
+def _distiller(run: _Run, student: Detector) -> Distiller:
     assert run.config.distill is not None
     source = run.config.distill.teacher
     teacher = load_detector(source, run.accelerator.device)
     teacher.to(memory_format=torch.channels_last)
     method = _method(run.config, load_run_config(source).detector.modality)
-    labels = [_stage(run, stage, teacher, loader) for stage in method.stages]
-    if run.accelerator.num_processes > 1 and method.teacher_mode.batch_statistics:
-        for network in (teacher, *labels):
+    together = run.accelerator.num_processes > 1 and method.teacher_mode.batch_statistics
+    if together:
+        sync_batchnorm(teacher)
+    labels = run_stages(method, teacher, run.config, run.folder, run.accelerator, run.progress)
+    if together:
+        for network in labels:
             sync_batchnorm(network)
     torch.manual_seed(run.config.train.seed + 1)
     distiller = Distiller(method, student, teacher, labels[-1] if labels else None, grid=student.grid)
     copy_start(method, student, teacher)
     return distiller
-
-
-def _stage(run: _Run, stage: Stage, teacher: nn.Module, loader: Loader) -> nn.Module:
-    """A network that a method needs trained first: loaded where that is done, trained otherwise."""
-    folder = RunFolder(run.folder.path / "stages" / stage.name)
-    torch.manual_seed(run.config.train.seed + 2)
-    network = stage.build(teacher).to(run.accelerator.device)
-    if not folder.finished:
-        config = replace(run.config.train, epochs=stage.epochs, lr=stage.lr, weight_decay=stage.weight_decay, ema=0.0)
-        training = StageTraining(stage, network, teacher, run.config.train.precision)
-        if run.accelerator.num_processes > 1:
-            sync_batchnorm(training)
-        loop = Loop(training, loader, config, folder, run.accelerator, title=stage.name, show=run.progress)
-        loop.run()
-        if run.accelerator.is_main_process:
-            write_cost(folder.path, training_cost(loop.meter.state(), loop.steps, training))
-            save_weights(folder.weights, network)
-            shutil.rmtree(folder.checkpoint.parent, ignore_errors=True)
-        run.accelerator.wait_for_everyone()
-    load_weights(folder.weights, network)
-    return network.eval()
 
 
 def _changing(distiller: Distiller | None) -> dict[str, nn.Module]:

@@ -104,9 +104,10 @@ class Context:
 
     def _adapt(self, term: Term, size: tuple[int, int] | None) -> Tensor:
         tensor = self.tensor(term.student)
-        if term.channels is not None:
-            part = term.channels.slice(tensor.shape[-3]) if isinstance(term.channels, Part) else term.channels
-            tensor = tensor[..., part, :, :]
+        if isinstance(term.channels, Part):
+            tensor = term.channels.take(tensor, TensorPath.parse(term.student).frames_in(self.student))
+        elif term.channels is not None:
+            tensor = tensor[..., term.channels, :, :]
         if not term.adapter:
             return tensor
         flat = tensor.flatten(0, -4) if tensor.ndim > 4 else tensor

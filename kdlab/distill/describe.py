@@ -17,7 +17,8 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 def _student(term: Term) -> str:
     part = ""
     if isinstance(term.channels, Part):
-        part = f"[part {term.channels.index + 1} of {term.channels.of}]"
+        each = " of each frame" if term.student.endswith("[:]") and not term.channels.across else ""
+        part = f"[part {term.channels.index + 1} of {term.channels.of}{each}]"
     elif term.channels is not None:
         part = f"[channels {term.channels.start or 0}:{'' if term.channels.stop is None else term.channels.stop}]"
     text = term.student + part

@@ -217,9 +217,10 @@ def _widths(term: Term, channels: Mapping[str, Channels]) -> tuple[int, int]:
     """Widths of a term's student tensor (after slicing) and of its source; 0 where there is none."""
     path = TensorPath.parse(term.student)
     width = path.width(channels["student"]) or 0
-    if term.channels is not None:
-        part = term.channels.slice(width) if isinstance(term.channels, Part) else term.channels
-        width = len(range(*part.indices(width)))
+    if isinstance(term.channels, Part):
+        width = term.channels.width(width, path.frames(channels["student"]))
+    elif term.channels is not None:
+        width = len(range(*term.channels.indices(width)))
     if term.teacher is None:
         return width, 0
     source = TensorPath.parse(term.teacher)

@@ -45,6 +45,9 @@ class Quirk:
         evidence: file:line of the released code, or where else it is known from.
         where: the part that it acts on.
         teacher_mode: set where it changes how frozen networks run.
+        change: set where it changes what terms name, such as their channels; called with each term.
+        student: the field of the student's `kdlab.config.DetectorConfig` that is true where it is on, such as
+            ``camera.shared_lift``; the student is built by its config, which must agree.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Quirk:
     evidence: str
     where: Literal["term", "adapter", "student", "teacher", "data"] = "term"
     teacher_mode: TeacherMode | None = None
+    change: Callable[[Term], Term] | None = None
+    student: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,22 +146,25 @@ class Stage:
     Attributes:
         name: of the trained network.
         what: one sentence.
-        build: makes the network from the teacher.
-        loss: of the network, the teacher and a batch.
+        build: makes the network from the teacher and the names of the quirks that are on.
+        loss: of the network, the teacher, a batch and the quirks that are on.
         source: method, venue, file:line.
         epochs: its length.
         lr: its learning rate.
         weight_decay: its weight decay.
+        gate: makes a detector of the trained network and the teacher, whose mAP on the validation split, with the
+            annotations given to it, tells before the student's training how good the network is.
     """
 
     name: str
     what: str
-    build: Callable[[nn.Module], nn.Module]
-    loss: Callable[[nn.Module, nn.Module, Batch], Tensor]
+    build: Callable[[nn.Module, frozenset[str]], nn.Module]
+    loss: Callable[[nn.Module, nn.Module, Batch, frozenset[str]], Tensor]
     source: str
     epochs: int
     lr: float
     weight_decay: float
+    gate: Callable[[nn.Module, nn.Module], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -266,10 +274,13 @@ class Method:
 
     @property
     def active(self) -> tuple[Term, ...]:
-        """Terms whose weight is not 0, without the adapters that quirks leave out: what runs."""
+        """Terms whose weight is not 0, changed by the quirks that are on, without the adapters they leave out."""
         out = {a.name for a in self.adapters if a.unless in self.on or (a.only and a.only not in self.on)}
+        changes = [q.change for q in self.quirks if q.change is not None and q.name in self.on]
 
         def without(term: Term) -> Term:
+            for change in changes:
+                term = change(term)
             modules = tuple(m for m in term.modules if m not in out)
             return replace(term, adapter=None if term.adapter in out else term.adapter, modules=modules)
 

@@ -15,7 +15,7 @@ from kdlab.sample import Features, Predictions
 class Channels(Protocol):
     """Widths of everything in `Features` that a detector fills; None or 0 where it has no such tensor.
 
-    ``camera_bev`` stands for ``camera_bev_aligned`` too; ``depth`` is the number of bins.
+    ``camera_bev`` stands for ``camera_bev_aligned`` too, which hold ``frames`` frames; ``depth`` is the number of bins.
     """
 
     @property
@@ -36,6 +36,8 @@ class Channels(Protocol):
     def heatmap(self) -> int | None: ...  # noqa: D102
     @property
     def regression(self) -> int | None: ...  # noqa: D102
+    @property
+    def frames(self) -> int: ...  # noqa: D102
 
 
 class HasChannels(Protocol):
@@ -47,10 +49,26 @@ class HasChannels(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """The ``index``-th of ``of`` equal parts of the channels; the last one takes what is left over."""
+    """The ``index``-th of ``of`` equal parts of the channels; the last one takes what is left over.
+
+    Where a tensor holds frames side by side (``[:]``), it is such a part of each frame's channels, or with ``across``
+    of all channels together.
+    """
 
     index: int
     of: int
+    across: bool = False
+
+    def width(self, width: int, frames: int = 1) -> int:
+        """How many of a tensor's channels it holds."""
+        groups = 1 if self.across else frames
+        return groups * len(range(*self.slice(width // groups).indices(width // groups)))
+
+    def take(self, tensor: Tensor, frames: int = 1) -> Tensor:
+        """These channels of a tensor [..., C, H, W]."""
+        split = tensor.unflatten(-3, (1 if self.across else frames, -1))
+        part: Tensor = split[..., self.slice(split.shape[-3]), :, :]
+        return part.flatten(-4, -3)
 
     def slice(self, width: int) -> slice:
         """The channels of a tensor of this width."""
@@ -59,14 +77,15 @@ class Part:
 
 
 _FIELDS = ("image", "depth", "camera_bev", "camera_bev_aligned", "lidar_bev", "bev", "stages", "neck", "predictions")
-_PATH = re.compile(r"(student|teacher|labels)\.(\w+)(?:\.(heatmap|regression))?(?:\[(-?\d+)\])?")
+_PATH = re.compile(r"(student|teacher|labels)\.(\w+)(?:\.(heatmap|regression))?(?:\[(-?\d+|:)\])?")
 
 
 @dataclass(frozen=True)
 class TensorPath:
     """A tensor by name: ``teacher.stages[0]``, ``student.camera_bev[0]`` (a frame), ``student.predictions.heatmap``.
 
-    Stages may be counted from the deepest: ``stages[-1]``.
+    Stages may be counted from the deepest: ``stages[-1]``. ``student.camera_bev_aligned[:]`` are all frames side by
+    side, as channels.
     """
 
     text: str
@@ -74,6 +93,7 @@ class TensorPath:
     name: str
     part: str | None
     index: int | None
+    joined: bool = False
 
     @classmethod
     def parse(cls, text: str) -> TensorPath:
@@ -88,8 +108,11 @@ class TensorPath:
                 f"unknown tensor {text!r}: write student., teacher. or labels. and one of {', '.join(_FIELDS)}; "
                 "stages take an index, predictions may be followed by .heatmap or .regression"
             )
-        index = None if match[4] is None else int(match[4])
-        path = cls(text, match[1], match[2], match[3], index)
+        joined = match[4] == ":"
+        index = None if match[4] is None or joined else int(match[4])
+        path = cls(text, match[1], match[2], match[3], index, joined)
+        if joined and path.name not in ("camera_bev", "camera_bev_aligned"):
+            raise ValueError(f"unknown tensor {text!r}: only camera_bev and camera_bev_aligned take [:]")
         if path.name == "stages" and index is None:
             raise ValueError(f"unknown tensor {text!r}: stages needs an index, such as stages[0]")
         if index is not None and index < 0 and path.name != "stages":
@@ -106,7 +129,15 @@ class TensorPath:
             return channels.stages[self.index] if _within(self.index, channels.stages) else None
         names = {"camera_bev_aligned": "camera_bev", "predictions": self.part or "heatmap"}
         width: int | None = getattr(channels, names.get(self.name, self.name))
-        return width or None
+        return (width or 0) * (channels.frames if self.joined else 1) or None
+
+    def frames(self, channels: Channels) -> int:
+        """How many frames it holds side by side."""
+        return channels.frames if self.joined else 1
+
+    def frames_in(self, features: Features) -> int:
+        """The same of features that are at hand."""
+        return int(getattr(features, self.name).shape[1]) if self.joined else 1
 
     def read(self, features: Features) -> Tensor | Predictions:
         """The tensor (or whole predictions).
@@ -122,6 +153,8 @@ class TensorPath:
                 value = value[self.index] if _within(self.index, value) else None
             else:
                 value = value[:, self.index]
+        if value is not None and self.joined:
+            value = value.flatten(1, 2)
         if value is None:
             raise ValueError(f"{self.text} is missing: the {self.side}'s features do not hold it")
         found: Tensor | Predictions = value

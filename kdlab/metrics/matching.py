@@ -11,7 +11,7 @@ from kdlab.metrics.boxes import Array, EvalBoxes
 from kdlab.metrics.config import EvaluationConfig
 from kdlab.metrics.errors import lengths
 
-_CHUNK = 1 << 20  # Pairs whose distance is taken at a time.
+_CHUNK = 1 << 16  # Pairs whose distance is taken at a time: their arrays stay in the cache.
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ class Metrics:
         mean_ap: over the ten classes and all distances; a class without ground truth counts as 0, as in nuScenes.
         nd_score: NDS.
         tp_errors: mean true-positive error by name (keys of TP_ERRORS).
-        label_aps: AP by class and distance in metres ("0.5"). A file from before the distances were kept has the one
-            key "mean".
+        label_aps: AP by class and distance in metres ("0.5").
         label_tp_errors: true-positive errors by class and name; NaN where nuScenes defines none.
         counts: ground-truth boxes by class that the evaluation counts; 0: the class's numbers mean nothing.
         pretrained: whether the detector's backbone started from pretrained weights; None where that is unknown.
@@ -77,8 +76,6 @@ class Metrics:
         values = {k: v for k, v in plain.items() if k != "mean_ap_present"}
         for key in ("tp_errors", "label_aps", "label_tp_errors"):
             values[key] = _map_leaves(values[key], lambda v: math.nan if v is None else v)
-        aps = values["label_aps"]
-        values["label_aps"] = {name: ap if isinstance(ap, dict) else {"mean": ap} for name, ap in aps.items()}
         return cls(**values)
 
     def summary(self, config: EvaluationConfig, eval_time: float, meta: Mapping[str, Any]) -> dict[str, Any]:

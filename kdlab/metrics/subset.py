@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -38,6 +38,10 @@ class Subset:
     points: tuple[float, float] | None = None
     time: Literal["day", "night"] | None = None
 
+    def __str__(self) -> str:
+        given = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return ", ".join(f"{name} {value}" for name, value in given if value is not None) or "everything"
+
     def samples(self, truth: Truth) -> Array:
         """Which samples count, bool [S].
 
@@ -56,7 +60,7 @@ class Subset:
         if self.time is not None:
             chosen &= truth.night == (self.time == "night")
         if not chosen.any():
-            raise ValueError(f"subset: no sample of split {truth.split!r} is in {self}")
+            raise ValueError(f"subset: split {truth.split!r} has no sample that fits {self}")
         return chosen
 
     def truths(self, truth: Truth, boxes: EvalBoxes) -> Array:

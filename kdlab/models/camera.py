@@ -1,4 +1,4 @@
-"""Camera branch: timm backbone, image neck, camera-aware depth net, lift-splat, temporal alignment."""
+"""Camera branch: timm backbone, image neck, camera-aware depth net, lift-splat, temporal alignment, simulated LiDAR."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.config import CameraConfig, DetectorConfig
+from kdlab.models.deformable import GeometryCompensation
 from kdlab.models.layers import ConvNorm, ResidualBlock, full_precision
 from kdlab.models.lift import Frustum, LiftCache, LiftIndex, align, depth_bins, splat
 from kdlab.models.norm import mean_count
@@ -24,6 +25,8 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """Standard deviation of R, G, B over ImageNet, in 0..255."""
 
+IMAGE_POINTS, BEV_POINTS = 10, 20
+"""Points of the geometry compensation in images and in the BEV (SimDistill's MV/depth_lss.py:81-93, MB:193-201)."""
 _CAMERA_ENTRIES = 18  # two rows of image_from_camera, three of frame_from_camera
 
 
@@ -141,7 +144,56 @@ class CameraFeatures:
     camera_bev: Tensor
     camera_bev_aligned: Tensor
     bev: Tensor
+    simulated_lidar: Tensor | None
     lift: Lift | None
+
+
+@dataclass
+class _Lifted:
+    """What was found in the images of some frames on the way to their BEV maps; N images are B x T x cameras.
+
+    Attributes:
+        image: [N, C, h, w].
+        entries: [N, 18], see `camera_entries`.
+        depth: [N, D, h, w].
+        index: of the lift.
+        bev: [B * T, C, H, W].
+    """
+
+    image: Tensor
+    entries: Tensor
+    depth: Tensor
+    index: LiftIndex
+    bev: Tensor
+
+
+class SimulatedLidar(nn.Module):
+    """A BEV map from images that stands in for that of LiDAR ("SimDistill", AAAI 2024).
+
+    Image features are compensated and lifted by a depth net of their own; the map is compensated again. In the released
+    code the lift, with the compensation before it, is the camera branch's, and both maps start from one tensor: so it
+    is with ``camera.shared_lift``.
+
+    Raises:
+        ValueError: the widths do not split into the heads of the compensation.
+    """
+
+    def __init__(self, config: DetectorConfig, size: tuple[int, int]) -> None:
+        super().__init__()
+        camera, corner = config.camera, config.camera.corner_reference
+        self.grid = config.grid
+        self.in_images = GeometryCompensation(camera.channels, size, IMAGE_POINTS, corner_reference=corner)
+        self.in_bev = GeometryCompensation(camera.context, config.grid.shape, BEV_POINTS, corner_reference=corner)
+        self.depth_net = None if camera.shared_lift else DepthNet(camera)
+
+    def forward(self, seen: _Lifted) -> Tensor:
+        """BEV map [B, context, H, W] of key frames, float32."""
+        lifted = seen.bev
+        if self.depth_net is not None:
+            depth, context = self.depth_net(self.in_images(seen.image), seen.entries)
+            lifted = splat(context, depth, seen.index, len(seen.bev), self.grid)
+        bev: Tensor = self.in_bev(lifted)
+        return bev
 
 
 class CameraEncoder(nn.Module):
@@ -173,7 +225,9 @@ class CameraEncoder(nn.Module):
         self.depth_net = DepthNet(camera)
         mixed = camera.context * camera.frames
         self.temporal = ConvNorm(mixed, config.bev.channels, 1 if camera.frames == 1 else 3)
-        frustum = Frustum((height // camera.stride, width // camera.stride), camera.stride, camera.depth)
+        size = (height // camera.stride, width // camera.stride)
+        self.simulated = SimulatedLidar(config, size) if camera.simulated_lidar else None
+        frustum = Frustum(size, camera.stride, camera.depth)
         self._caches = tuple(LiftCache(frustum, config.grid, config.z) for _ in range(2))  # key frame, past frames
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -185,16 +239,26 @@ class CameraEncoder(nn.Module):
             ValueError: no images, or not the frames or the size of the config.
         """
         self._check(batch)
-        image, depth, camera_bev, lift = self._frames(batch, slice(0, 1), self._caches[0], keep_lift)
+        key = self._frames(batch, slice(0, 1), self._caches[0])
+        image, depth, camera_bev = self._by_frame(batch, 1, key)
         aligned = camera_bev
         if self.config.frames > 1:
             with contextlib.nullcontext() if self.config.past_gradient else torch.no_grad():
-                past = self._frames(batch, slice(1, None), self._caches[1], False)
+                found = self._frames(batch, slice(1, None), self._caches[1])
+                past = self._by_frame(batch, self.config.frames - 1, found)
                 poses = batch.key_from_frame[:, 1:].flatten(0, 1)
-                warped = align(past[2].flatten(0, 1), poses, self.grid).view_as(past[2])
+                warped = align(found.bev, poses, self.grid).view_as(past[2])
             image, depth = torch.cat((image, past[0]), 1), torch.cat((depth, past[1]), 1)
             camera_bev, aligned = torch.cat((camera_bev, past[2]), 1), torch.cat((camera_bev, warped), 1)
-        return CameraFeatures(image, depth, camera_bev, aligned, self.temporal(aligned.flatten(1, 2)), lift)
+        return CameraFeatures(
+            image,
+            depth,
+            camera_bev,
+            aligned,
+            self.temporal(aligned.flatten(1, 2)),
+            None if self.simulated is None else self.simulated(key),
+            describe_lift(key.index, key.depth) if keep_lift else None,
+        )
 
     def _check(self, batch: Batch) -> None:
         frames, cameras, _, *size = batch.images.shape[1:]
@@ -205,21 +269,25 @@ class CameraEncoder(nn.Module):
         if tuple(size) != self.config.image_size:
             raise ValueError(f"CameraConfig.image_size is {self.config.image_size}, but the images are {tuple(size)}")
 
-    def _frames(
-        self, batch: Batch, which: slice, cache: LiftCache, keep_lift: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Lift | None]:
-        """Image, depth and BEV maps of some frames, [B, T, N, C, h, w] twice and [B, T, C, H, W]."""
+    def _frames(self, batch: Batch, which: slice, cache: LiftCache) -> _Lifted:
+        """Lift the images of some frames."""
         images = batch.images[:, which]
-        size, frames, cameras = images.shape[:3]
         intrinsic, extrinsic = batch.image_from_camera[:, which], batch.frame_from_camera[:, which]
         index = cache.index(intrinsic.flatten(0, 1), extrinsic.flatten(0, 1))
         image = self.neck(self.backbone(self.normalise(images.flatten(0, 2))))
         entries = camera_entries(intrinsic.flatten(0, 2), extrinsic.flatten(0, 2), self.config.image_size)
-        depth, context = self.depth_net(image, entries)
-        bev = splat(context, depth, index, size * frames, self.grid)
-        lift = describe_lift(index, depth) if keep_lift else None
-        unflat = (size, frames, cameras)
-        return image.unflatten(0, unflat), depth.unflatten(0, unflat), bev.unflatten(0, unflat[:2]), lift
+        lifted = image
+        if self.simulated is not None and self.config.shared_lift:
+            lifted = self.simulated.in_images(image)
+        depth, context = self.depth_net(lifted, entries)
+        bev = splat(context, depth, index, images.shape[0] * images.shape[1], self.grid)
+        return _Lifted(image, entries, depth, index, bev)
+
+    def _by_frame(self, batch: Batch, frames: int, found: _Lifted) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, depth and BEV maps, [B, T, N, C, h, w] twice and [B, T, C, H, W]."""
+        unflat = (batch.size, frames, batch.images.shape[2])
+        image, depth = found.image.unflatten(0, unflat), found.depth.unflatten(0, unflat)
+        return image, depth, found.bev.unflatten(0, unflat[:2])
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 RGB [B, 3, H, W] to float32 as timm's backbones expect it, channels last in memory."""

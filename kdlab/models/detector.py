@@ -34,6 +34,7 @@ class Channels:
         neck: of `Features.neck`.
         heatmap: of `Predictions.heatmap`.
         regression: of `Predictions.regression`.
+        frames: frames of `Features.camera_bev`.
     """
 
     image: int
@@ -45,12 +46,14 @@ class Channels:
     neck: int
     heatmap: int
     regression: int
+    frames: int = 1
 
 
 class Detector(nn.Module):
     """A BEV detector for LiDAR, cameras or both.
 
     A LiDAR detector never touches images, a camera detector never touches points; none touches boxes before the loss.
+    A camera detector with simulated LiDAR is one with cameras alone: it has a LiDAR BEV map, made from its images.
 
     Args:
         config: what to build.
@@ -69,21 +72,25 @@ class Detector(nn.Module):
         super().__init__()
         self.config, self.grid = config, config.grid
         has_camera, has_lidar = config.modality != "lidar", config.modality != "camera"
-        bev = config.bev.channels
+        bev, simulated = config.bev.channels, has_camera and config.camera.simulated_lidar
+        if simulated and has_lidar:
+            raise ValueError("CameraConfig.simulated_lidar is for camera detectors: a fusion detector has real LiDAR")
+        lidar_bev = config.camera.context if simulated else config.lidar.channels if has_lidar else 0
         self.camera = CameraEncoder(config, load_pretrained) if has_camera else None
         self.lidar = PillarEncoder(config) if has_lidar else None
         self.channels = Channels(
             image=config.camera.channels if has_camera else 0,
             depth=depth_bins(config.camera.depth) if has_camera else 0,
             camera_bev=config.camera.context if has_camera else 0,
-            lidar_bev=config.lidar.channels if has_lidar else 0,
+            lidar_bev=lidar_bev,
             bev=bev,
             stages=config.bev.stages,
             neck=config.bev.neck,
             heatmap=len(CLASSES),
             regression=CODES * len(TASKS),
+            frames=config.camera.frames if has_camera else 1,
         )
-        self.fuser = ConvFuser(bev, config.lidar.channels, bev) if has_camera and has_lidar else None
+        self.fuser = ConvFuser(bev, lidar_bev, bev) if has_camera and lidar_bev else None
         same = config.lidar.channels == bev or has_camera
         self.lidar_project = nn.Identity() if same else ConvNorm(config.lidar.channels, bev, 1)
         self.encoder = BEVEncoder(config.bev)
@@ -105,6 +112,7 @@ class Detector(nn.Module):
             assert lidar_bev is not None
             return Features(bev=self.lidar_project(lidar_bev), lidar_bev=lidar_bev)
         seen = self.camera(batch, keep_lift)
+        lidar_bev = seen.simulated_lidar if lidar_bev is None else lidar_bev
         return Features(
             bev=seen.bev if self.fuser is None else self.fuser(seen.bev, lidar_bev),
             image=seen.image,

@@ -1,4 +1,4 @@
-"""How camera and LiDAR BEV maps become one."""
+"""How camera and LiDAR (real or simulated) BEV maps become one."""
 
 from __future__ import annotations
 

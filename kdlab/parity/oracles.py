@@ -181,3 +181,22 @@ def channel_means(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: [B, C, H, W].
     """
     return (teacher.mean((2, 3)) - student.mean((2, 3))).abs().sum() / len(student)
+
+
+def view_counts(scores: Tensor) -> Tensor:
+    """How SimDistill's code counts positives of a TransFusion head (heads/bbox/transfusion.py:976-1052): [B, C, P].
+
+    It takes [B, C, P] for [B, C, P / C, C] and counts scores over 0.1 along the third axis, at least 1.
+    """
+    batch, classes, proposals = scores.shape
+    view = (scores > 0.1).reshape(batch, classes, proposals // classes, classes)
+    return view.sum(2, keepdim=True).clamp(min=1).expand(view.shape).reshape(scores.shape)
+
+
+def view_weights(scores: Tensor) -> Tensor:
+    """How SimDistill's code weights boxes of a TransFusion head (heads/bbox/transfusion.py:976-1052): [B, P].
+
+    It takes [B, C, P] for [B, P, C], and adds up the rows of that in which a score is over 0.1.
+    """
+    rows = scores.reshape(len(scores), scores.shape[2], scores.shape[1])
+    return rows.sum(2) * (rows > 0.1).any(2)

@@ -56,7 +56,7 @@ class Job:
     def stop(self) -> None:
         """Ask the command to stop: a training writes its checkpoint first."""
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()  # not SIGINT, which Ray's workers and shells in the background keep from children
 
     def kill(self) -> None:
         """End the command and its processes now."""

@@ -149,7 +149,10 @@ def expand(study: Study) -> tuple[Trial, ...]:
 
 def unique(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
     """The first trial of each folder: what has to run."""
-    return tuple({trial.folder: trial for trial in reversed(trials)}.values())[::-1]
+    first: dict[Path, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.folder, trial)
+    return tuple(first.values())
 
 
 def _home(out: Path, change: str, name: str) -> Path:

@@ -153,13 +153,14 @@ class Board:
     @property
     def left(self) -> float | None:
         """Estimated seconds until all have ended; None before a step was measured."""
-        total, now, beside = 0.0, time.monotonic(), self.measured.seconds_beside
+        now, total, beside = time.monotonic(), 0.0, self.measured.seconds_beside
         for run in self.running.values():
             step, steps = self.measured.step_of(run.trial.change), self.totals[run.trial.folder]
             if step is None:
                 return None
-            whole = step * (steps - run.first.done) + beside
-            total += max(whole - (now - run.began), step * (steps - run.steps.done), 0.0)
+            spent = now - run.began
+            beside = max(beside, spent - step * (run.steps.done - run.first.done))
+            total += max(step * (steps - run.first.done) + beside - spent, step * (steps - run.steps.done), 0.0)
         for trial in self.waiting:
             step = self.measured.step_of(trial.change)
             if step is None:

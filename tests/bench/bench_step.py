@@ -12,6 +12,7 @@ from timing import Row, interleaved, row
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdlab.allocator import keep_freed_memory
 from kdlab.config import DetectorConfig, Modality
 from kdlab.distill import Distiller
 from kdlab.distill.unidistill import unidistill
@@ -61,7 +62,8 @@ def gigaflops(step: Callable[[], float]) -> float:
 
 
 def measure_modalities(size: int = 8) -> list[Row]:
-    """The tiny preset on one thread, arithmetic as on this processor by default."""
+    """The tiny preset on one thread, arithmetic as on this processor by default, memory as in kdlab's trainings."""
+    keep_freed_memory()
     rows = []
     for modality in ("camera", "lidar", "fusion"):
         config, detector = build(modality)
@@ -161,7 +163,11 @@ def measure_lidar(size: int = 2) -> Row:
 
 
 def measure_distillation(size: int = 4) -> list[Row]:
-    """The tiny camera student by UniDistill (L2C); its teacher runs at every step, or its features are at hand."""
+    """The tiny camera student by UniDistill (L2C); its teacher runs at every step, or its features are at hand.
+
+    Arithmetic and memory as in kdlab's trainings.
+    """
+    keep_freed_memory()
     torch.manual_seed(0)
     _, teacher = build("lidar")
     config, _ = build("camera")

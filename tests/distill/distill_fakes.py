@@ -26,6 +26,7 @@ class FakeChannels:
     neck: int | None = 6
     heatmap: int | None = 10
     regression: int | None = 10
+    frames: int = 1
 
 
 def features(seed: int, batch: int = 2, grid: BEVGrid = GRID, channels: FakeChannels = FakeChannels()) -> Features:

@@ -27,13 +27,6 @@ def test_metrics_survive_json(metrics: Metrics) -> None:
     assert replace(again, pretrained=True).pretrained and again.mean_ap_present == metrics.mean_ap_present
 
 
-def test_older_files_know_the_mean_over_distances(metrics: Metrics) -> None:
-    stored = {k: v for k, v in metrics.to_dict().items() if k not in ("data", "pretrained")}
-    old = Metrics.from_dict({**stored, "label_aps": metrics.mean_dist_aps})
-    assert old.mean_dist_aps == metrics.mean_dist_aps and old.label_aps["car"].keys() == {"mean"} and old.data is None
-    assert str(old) == str(metrics)
-
-
 def test_summary_is_the_devkits(tmp_path: Path) -> None:
     case = random_case(4, samples=5, truths=20, boxes=60)
     path = case.write(tmp_path / "r.json")

@@ -111,7 +111,7 @@ def test_a_killed_worker_loses_nothing(cluster: Any, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_ctrl_c_stops_the_workers_after_their_checkpoints(cluster: Any, tmp_path: Path) -> None:
     root = write_set(tmp_path / "set")
-    study = Study("mini", mini_config(root, epochs=2000), (), (0,), "tiny_val", tmp_path / "s", cpu=True)
+    study = Study("mini", mini_config(root, epochs=300), (), (0,), "tiny_val", tmp_path / "s", cpu=True)
     (trial,) = expand(study)
 
     class Signalling(RayEngine):

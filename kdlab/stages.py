@@ -1,0 +1,163 @@
+"""Trainings that come before the student's, such as that of a label encoder, and the gate behind each."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdlab.checkpoint import RunFolder, load_weights, save_weights
+from kdlab.config import AugmentConfig, RunConfig
+from kdlab.cost import training_cost, write_cost
+from kdlab.data.batch import Loader
+from kdlab.data.nuscenes import NuScenesDataset
+from kdlab.distill import Method, Stage
+from kdlab.evaluate import Scorer, load_metrics, predict, store_metrics
+from kdlab.loop import Loop
+from kdlab.metrics.metrics import Metrics
+from kdlab.models.norm import sync_batchnorm
+from kdlab.precision import autocast
+from kdlab.sample import Batch
+
+if TYPE_CHECKING:
+    from kdlab.models.detector import Detector
+
+LOW = 0.5
+"""mAP over the classes that occur below which a stage's gate warns: annotations given, a detector should find most."""
+
+
+class StageTraining(nn.Module):
+    """What the optimiser trains in a stage; the teacher stands outside.
+
+    Args:
+        stage: gives the loss.
+        network: what is trained.
+        teacher: frozen.
+        on: names of the method's quirks that are on.
+        precision: as in `TrainConfig.precision`.
+    """
+
+    def __init__(
+        self, stage: Stage, network: nn.Module, teacher: nn.Module, on: frozenset[str], precision: str
+    ) -> None:
+        super().__init__()
+        self.stage, self.network, self.on, self.precision = stage, network, on, precision
+        self._teacher = (teacher,)  # not a submodule
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The stage's loss."""
+        with autocast(batch.boxes.values.device, self.precision):
+            return {self.stage.name: self.stage.loss(self.network, self._teacher[0], batch, self.on)}
+
+
+def run_stages(
+    method: Method, teacher: nn.Module, config: RunConfig, run: RunFolder, accelerator: Accelerator, show: bool
+) -> Sequence[nn.Module]:
+    """The networks that a method needs trained first, in eval mode: loaded where that is done, trained otherwise.
+
+    Each has a folder below ``RUN/stages``, and goes on there after a kill. They see annotations alone, with the run's
+    BEV augmentation. The gate's metrics on the validation split stand in that folder's metrics.json. No term that
+    compares with them, no stage.
+
+    Args:
+        method: with its stages.
+        teacher: on its device; left as it came, but for its parameters, which want no gradient.
+        config: of the run.
+        run: its folder.
+        accelerator: processes and device.
+        show: print progress and gate.
+    """
+    stages = method.stages if method.needs_labels else ()
+    return [_run(stage, method, teacher, config, run, accelerator, show) for stage in stages]
+
+
+def _run(
+    stage: Stage,
+    method: Method,
+    teacher: nn.Module,
+    config: RunConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+    show: bool,
+) -> nn.Module:
+    folder = RunFolder(run.path / "stages" / stage.name)
+    main = accelerator.is_main_process
+    teacher.requires_grad_(False)
+    torch.manual_seed(config.train.seed + 2)
+    network = stage.build(teacher, method.on).to(accelerator.device)
+    if not folder.finished:
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        training = StageTraining(stage, network, teacher, method.on, config.train.precision)
+        if accelerator.num_processes > 1:
+            sync_batchnorm(training)
+        setting = replace(
+            config.train,
+            epochs=config.distill.stage_epochs or stage.epochs if config.distill is not None else stage.epochs,
+            lr=stage.lr,
+            weight_decay=stage.weight_decay,
+            ema=0.0,
+        )
+        loop = Loop(training, _boxes(config, accelerator), setting, folder, accelerator, title=stage.name, show=show)
+        loop.run()
+        teacher.load_state_dict(before)
+        teacher.eval()
+        if main:
+            write_cost(folder.path, training_cost(loop.meter.state(), loop.steps, training))
+            save_weights(folder.weights, network)
+            shutil.rmtree(folder.checkpoint.parent, ignore_errors=True)
+        accelerator.wait_for_everyone()
+    load_weights(folder.weights, network)
+    network.eval()
+    if main and stage.gate is not None:
+        text = _gate(stage.gate(network, teacher).eval(), config, folder)
+        if show:
+            print(f"{stage.name}: {text}", flush=True)
+    accelerator.wait_for_everyone()
+    return network
+
+
+def _boxes(config: RunConfig, accelerator: Accelerator | None = None) -> Loader:
+    """Batches of annotations without sensors: of the training split, or without processes the validation split."""
+    data, split = config.data, config.data.train if accelerator is not None else config.data.val
+    dataset = NuScenesDataset(data.root, data.version, split, images=False, points=False)
+    return Loader(
+        dataset,
+        image_size=config.detector.camera.image_size,
+        batch_size=config.train.batch_size,
+        augment=data.augment if accelerator is not None else AugmentConfig.none(),
+        seed=config.train.seed,
+        shuffle=accelerator is not None,
+        drop_last=accelerator is not None,
+        rank=accelerator.process_index if accelerator is not None else 0,
+        world=accelerator.num_processes if accelerator is not None else 1,
+    )
+
+
+def _gate(detector: nn.Module, config: RunConfig, folder: RunFolder) -> str:
+    """What a detector that is given the annotations finds on the validation split, in words; measured once, stored."""
+    split = config.data.val
+    try:
+        stored = load_metrics(folder.path)
+        if split not in stored:
+            batches = _boxes(config).epoch(0)
+            found = predict(cast("Detector", detector), batches, "lidar", config.train.precision)
+            metrics = Scorer(config.data.root, config.data.version).score(found, split).metrics
+            store_metrics(folder.metrics, split, metrics)
+            stored = {split: metrics}
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+        return f"gate not measured on {split}: {error}"
+    return _verdict(split, stored[split])
+
+
+def _verdict(split: str, metrics: Metrics) -> str:
+    value = metrics.mean_ap_present
+    text = f"with the annotations given, mAP {metrics.mean_ap:.4f} and NDS {metrics.nd_score:.4f} on {split}"
+    if math.isnan(value) or value >= LOW:
+        return text
+    return f"{text}. WARNING: below {LOW:g} the student would be shown features that miss objects; train it for longer"
