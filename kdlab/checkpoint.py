@@ -28,7 +28,8 @@ from kdlab.sample import CLASSES
 if TYPE_CHECKING:
     from kdlab.models.detector import Detector
 
-NEUTRAL = ("data.workers", "train.checkpoint_minutes", "train.evaluate_every", "train.gradients_every")
+_FREE = ("checkpoint_minutes", "evaluate_every", "gradients_every")
+NEUTRAL = ("data.workers", "data.image_cache", *(f"train.{key}" for key in _FREE))
 """Keys that may change when a run goes on: they do not change its numbers."""
 
 EXPORTED_WEIGHTS = "model.safetensors"

@@ -276,6 +276,7 @@ def evaluation_loader(
         sweeps=detector.lidar.sweeps if detector.modality != "camera" else 1,
         images=detector.modality != "lidar",
         points=detector.modality != "camera",
+        image_cache=config.data.image_cache,
     )
     return Loader(
         dataset,
@@ -285,6 +286,7 @@ def evaluation_loader(
         workers=workers,
         rank=rank,
         world=world,
+        exact=config.data.images == "exact",
     )
 
 

@@ -225,6 +225,16 @@ class Batch:
         """The batch on another device."""
         return to_device(self, device)
 
+    def pin_memory(self) -> Batch:
+        """A copy where a GPU fetches it faster; what a DataLoader with ``pin_memory`` calls."""
+
+        def pinned(value: object) -> object:
+            if isinstance(value, Boxes3D):
+                return Boxes3D(*(getattr(value, f.name).pin_memory() for f in fields(value)))
+            return value.pin_memory() if isinstance(value, Tensor) else value
+
+        return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
     def images_only(self) -> Batch:
         """The batch as a camera detector may see it at test time: no points, no depth, no boxes."""
         boxes = Boxes3D.pad([Boxes3D.empty()] * self.size)

@@ -263,6 +263,7 @@ def _loader(run: _Run) -> Loader:
         sweeps=seen.sweeps,
         images=seen.images,
         points=seen.points,
+        image_cache=data.image_cache,
     )
     supervised = config.detector.modality != "lidar" and camera.depth_supervision
     return Loader(
@@ -279,6 +280,7 @@ def _loader(run: _Run) -> Loader:
         max_depth=camera.depth[1],
         rank=run.accelerator.process_index,
         world=run.accelerator.num_processes,
+        exact=data.images == "exact",
         pin_memory=run.accelerator.device.type == "cuda",
     )
 

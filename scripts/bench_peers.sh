@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds .venv-bench: kdlab beside the peers of the benchmarks, each at its pinned version; called by `make peers`.
 #   sh scripts/bench_peers.sh STAMP      PYTHON=... in the environment picks the Python, which must be 3.11 or 3.12
-# Needs gcc with C++17 and ninja's friends; nothing here needs a GPU. Running it again goes on where it stopped.
+# Needs a C++17 compiler and no GPU. Running it again goes on where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
 stamp=${1:-.venv-bench/.kdlab-peers}

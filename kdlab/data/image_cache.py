@@ -90,10 +90,10 @@ class ImageCache:
         if not images:
             return ""
         needed, free = images * (_HEADER.size + size[0] * size[1] * 3), shutil.disk_usage(self.folder).free
-        what = f"image cache {self.folder}: {images} images of {size[0]} x {size[1]} pixels, {_gigabytes(needed)}"
+        what = f"image cache {self.folder}: {images} images of {size[0]} x {size[1]} pixels, {_size(needed)}"
         if needed > free - RESERVE:
             raise ValueError(
-                f"{what} are to be stored, but only {_gigabytes(free)} are free there, of which {_gigabytes(RESERVE)} "
+                f"{what} are to be stored, but only {_size(free)} are free there, of which {_size(RESERVE)} "
                 'stay so: name a folder on a larger disk, or set data.image_cache to "" and decode every time'
             )
         return f"{what} to store"
@@ -106,7 +106,7 @@ class ImageCache:
         part = f"{place}.{secrets.token_hex(4)}.part"
         try:
             if shutil.disk_usage(self.folder).free < RESERVE + image.nbytes:
-                self._give_up(f"its disk has less than {_gigabytes(RESERVE)} left")
+                self._give_up(f"its disk has less than {_size(RESERVE)} left")
                 return
             os.makedirs(os.path.dirname(place), exist_ok=True)
             with open(part, "wb") as file:
@@ -137,5 +137,7 @@ def _load(place: str, stamp: tuple[int, int], out: Bytes | None) -> Bytes | None
         return None
 
 
-def _gigabytes(number: int) -> str:
-    return f"{number / 1e9:.2g} GB" if number < 1e10 else f"{number / 1e9:.0f} GB"
+def _size(number: int) -> str:
+    if number < 1e9:
+        return f"{number / 1e6:.1f} MB"
+    return f"{number / 1e9:.1f} GB"

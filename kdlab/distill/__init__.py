@@ -7,6 +7,7 @@ from collections.abc import Callable
 from kdlab.config import DistillConfig, Modality
 from kdlab.distill import distillbev as _distillbev
 from kdlab.distill import labeldistill as _labeldistill
+from kdlab.distill import simdistill as _simdistill
 from kdlab.distill import unidistill as _unidistill
 from kdlab.distill.context import Context
 from kdlab.distill.distiller import Distiller, copy_start, run_terms, total
@@ -17,6 +18,7 @@ from kdlab.distill.places import Boxes, Cells, Nowhere, Pairs, Points, Slots, Te
 METHODS: dict[str, Callable[[Modality, Modality], Method]] = {
     "unidistill": _unidistill.by_modality,
     "distillbev": _distillbev.by_modality,
+    "simdistill": _simdistill.by_modality,
     "labeldistill": _labeldistill.by_modality,
 }
 """One row per paper: (student's modality, teacher's modality) -> the intended method."""

@@ -7,7 +7,7 @@ figures, reviews of its preprint and the code.
 
 The student has what the teacher has: a camera branch, a branch that stands in for LiDAR, and a fuser, see
 `kdlab.models.camera.SimulatedLidar`; it is a camera detector with ``camera.simulated_lidar``, and sees images only. So
-there are four comparisons: camera BEV (intra-modal), LiDAR BEV around the objects (cross-modal), fused BEV, predictions.
+four things can be compared: camera BEV (intra-modal), LiDAR BEV around objects (cross-modal), fused BEV, predictions.
 
 Differences that are no quirks, and why:
 
@@ -15,7 +15,7 @@ Differences that are no quirks, and why:
   overlap), and both sides are multiplied, so errors count by its square. The paper draws an "object-aware mask".
 * The mean of the cross-modal errors is over all cells, not the mask's, as released: hence its weight of 100.
 * The intended class term is what its code was adapted from, a helper for distillation in OpenPCDet; the intended box
-  term is the released one at the boxes alone. Nobody has tuned the weights of 0.25 for these: see `kdlab.presets.SCALES`.
+  term is the released one at the boxes alone. Nobody has tuned the weights of 0.25 for these.
 * Comparisons off in every released config are in `kdlab.parity` alone: unmasked cross-modal errors, image features, and
   what was left of a TransFusion head. Supervised depth belongs to kdlab's camera detectors (``camera.depth_weight``).
 * They belong to the released detectors, and kdlab distils between its own: the real LiDAR's depth as an input of the
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdlab.config import Modality
 from kdlab.distill.context import Context
@@ -100,27 +100,25 @@ def centre_cells(context: Context, grid: BEVGrid) -> tuple[Tensor, Tensor]:
 def prediction_class(context: Context, term: Term) -> TermResult:
     """Quality focal error of the class scores, with the teacher's as targets (MH:1049-1075, 18-33).
 
-    Cross entropy times the squared difference, over the number of cells where the teacher's score is over 0.1, per
-    sample and class, at least 1. As released, scores go through a second sigmoid: all are over 0.5, and cells count
-    alike.
+    Over the number of cells where the teacher's score exceeds option ``positive``, per sample and class, at least 1. As
+    released, scores are taken for logits: all second scores are over 0.5, and so every cell is a positive.
     """
     student, teacher = context.pair(term)
     if "simdistill.double_sigmoid" in context.on:
-        per_task = torch.tensor([float(len(TASKS[t])) for t in TASK_OF_CLASS], device=student.device)
-        error = score_error(*(class_probability(logits, 1e-4) for logits in (student, teacher)))
-        error = error * per_task.view(-1, 1, 1) / student[0, 0].numel()
+        error = score_error(class_probability(student, 1e-4), class_probability(teacher, 1e-4))
+        together = error.new_tensor([len(TASKS[task]) for task in TASK_OF_CLASS])  # classes of each class's task
+        error = error * together.view(-1, 1, 1) / student[0, 0].numel()
     else:
-        score = teacher.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(student, score, reduction="none")
-        positives = (score > term.options["positive"]).sum((2, 3), keepdim=True).clamp(min=1)
-        error = entropy * (student.sigmoid() - score).square() / positives
+        positives = (teacher.sigmoid() > term.options["positive"]).sum((2, 3), keepdim=True)
+        error = score_error(student, teacher) / positives.clamp(min=1)
     return TermResult.of(error * _per_sample(context, student), Cells(), context.grid_of(student))
 
 
 def score_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Quality focal error of two probabilities that are taken for logits, entry by entry."""
-    ours, theirs = student.sigmoid(), teacher.sigmoid()
-    return F.binary_cross_entropy(ours, theirs, reduction="none") * (ours - theirs).square()
+    """Quality focal error of logits, entry by entry: cross entropy times the squared difference of probabilities."""
+    score = teacher.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(student, score, reduction="none")
+    return entropy * (student.sigmoid() - score).square()
 
 
 def prediction_box(context: Context, term: Term) -> TermResult:
@@ -148,7 +146,7 @@ class BoxSlots:
 
 
 def slots(context: Context, term: Term) -> BoxSlots:
-    """The errors of `prediction_box`: a column for each box, and with ``unmasked_boxes`` one for each task's empty slots."""
+    """The errors of `prediction_box`: a column per box, and with ``unmasked_boxes`` one per task for its empty slots."""
     student, teacher = (m.unflatten(1, (len(TASKS), CODES)).flatten(3) for m in context.pair(term))
     cell, counted = centre_cells(context, context.grid_of(context.student_tensor(term)))
     task = torch.tensor(TASK_OF_CLASS, device=cell.device)[context.boxes.labels]

@@ -274,7 +274,7 @@ class CameraEncoder(nn.Module):
         images = batch.images[:, which]
         intrinsic, extrinsic = batch.image_from_camera[:, which], batch.frame_from_camera[:, which]
         index = cache.index(intrinsic.flatten(0, 1), extrinsic.flatten(0, 1))
-        image = self.neck(self.backbone(self.normalise(images.flatten(0, 2))))
+        image = self.neck(self.backbone(self.normalise(images.movedim(3, -1).flatten(0, 2).movedim(-1, 1))))
         entries = camera_entries(intrinsic.flatten(0, 2), extrinsic.flatten(0, 2), self.config.image_size)
         lifted = image
         if self.simulated is not None and self.config.shared_lift:
@@ -291,8 +291,10 @@ class CameraEncoder(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 RGB [B, 3, H, W] to float32 as timm's backbones expect it, channels last in memory."""
-        floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.sub(self.mean).div_(self.std)
+        rows = images.movedim(1, -1).flatten(2)  # [B, H, W * 3]: colours are last in memory, and long rows are fast
+        mean, std = (values.flatten().repeat(images.shape[3]) for values in (self.mean, self.std))
+        floats: Tensor = rows.float().sub_(mean).div_(std).unflatten(2, (-1, 3)).movedim(-1, 1)
+        return floats
 
 
 @torch.no_grad()

@@ -55,7 +55,12 @@ class Family:
 
 
 def compare(
-    name: str, array: str, ours: Tensor, stored: np.ndarray[Any, Any], tolerance: float, scale: float | None = None
+    name: str,
+    array: str,
+    ours: Tensor,
+    stored: np.ndarray[Any, Any],
+    tolerance: float,
+    scale: float | np.ndarray[Any, Any] | None = None,
 ) -> Row:
     """A row for one array; shapes must be equal, and so must be where numbers are not finite.
 
@@ -65,7 +70,7 @@ def compare(
         ours: computed anew.
         stored: in the file.
         tolerance: what the error may be.
-        scale: what differences are relative to; by default the greater of 1 and |stored|, entry by entry.
+        scale: what differences are relative to, one number or one per entry; by default the greater of 1 and |stored|.
     """
     mine = ours.detach().to("cpu", torch.float64).numpy()
     theirs = np.asarray(stored, dtype=np.float64)

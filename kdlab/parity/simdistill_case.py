@@ -6,16 +6,16 @@ box maps stay as they are: no term tells them apart but by their place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdlab.distill import Context, Method, TermResult, run_terms
 from kdlab.distill.simdistill import CODE_WEIGHTS, centre_cells, class_gaussians, object_mask, simdistill, slots
+from kdlab.geometry import BEVGrid
 from kdlab.models.head import focal_sums, gather_codes
 from kdlab.models.targets import TASK_OF_CLASS, encode_boxes
 from kdlab.parity.compare import Arrays
@@ -30,6 +30,20 @@ FOREIGN_CODES = (0, 1, 2, 4, 3, 5, 7, 6, 8, 9)
 def turned(maps: Tensor) -> Tensor:
     """[..., X, Y] to [..., H, W] and back."""
     return maps.mT
+
+
+def _adapted(method: Method) -> Method:
+    """The method for student's maps that have passed the adapters."""
+    return replace(method, terms=tuple(replace(t, adapter=None) for t in method.terms))
+
+
+def difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """The plain difference of maps [..., C, X, Y], which knows of no boxes."""
+    ours, theirs = (turned(maps).flatten(0, -4) for maps in (student, teacher))
+    grid = BEVGrid((0.0, float(ours.shape[-1])), (0.0, float(ours.shape[-2])), 1.0)
+    boxes = Boxes3D.pad([Boxes3D.empty()] * len(ours))
+    context = Context(Features(ours), Features(theirs), boxes, grid)
+    return run_terms(simdistill("released").only(["fusion"]), context)["fusion"].value
 
 
 @dataclass(frozen=True)
@@ -115,8 +129,8 @@ class Case:
     @cached_property
     def context(self) -> Context:
         """What the terms see; maps that the file lacks have no channels."""
-        sides = [self._features(side) for side in ("student", "teacher")]
-        return Context(*sides, self.boxes, self.grid, on=self.method.on)
+        student, teacher = (self._features(side) for side in ("student", "teacher"))
+        return Context(student, teacher, self.boxes, self.grid, on=self.method.on)
 
     def _features(self, side: str) -> Features:
         none = torch.zeros(len(self.boxes.values), 0, *self.grid.size)
@@ -133,15 +147,13 @@ class Case:
 
     def result(self, name: str) -> TermResult:
         """A term's weighted result."""
-        method = self.method.only([name])
-        adapted = Method("file", method.teacher, method.student, _plain(method), quirks=method.quirks, on=method.on)
-        return run_terms(adapted, self.context)[name]
+        return run_terms(_adapted(self.method.only([name])), self.context)[name]
 
     def by_task(self, name: str) -> Tensor:
         """A prediction term by task [6]."""
         result, tasks = self.result(name), torch.tensor(TASK_OF_CLASS)
         if name == "prediction_box":
-            tasks = slots(self.context, _plain(self.method.only([name]))[0]).task.flatten()
+            tasks = slots(self.context, self.method.only([name]).terms[0]).task.flatten()
         errors = result.errors.flatten() if name == "prediction_box" else result.errors.sum((0, 2, 3))
         return errors.new_zeros(len(TASKS)).index_add(0, tasks, errors)
 
@@ -180,14 +192,9 @@ class Case:
             ones = (heat == 1).sum((0, 2, 3))
             positives = torch.zeros(len(TASKS)).index_add(0, torch.tensor(TASK_OF_CLASS), ones.float())
             return focal_sums(score.double().logit(), heat) / positives.clamp(min=1)
-        cell, counted = centre_cells(self.context, self.grid)
-        task = torch.tensor(TASK_OF_CLASS)[self.boxes.labels]
-        found = self.slotted(max(1, cell.shape[1]))
-        read = torch.stack([gather_codes(predictions, torch.full_like(c, t), self._ours(c))
-                            for t, c in enumerate(found.cell.unbind(1))], 1)
-        error = ((read - found.codes).abs() @ torch.tensor(CODE_WEIGHTS) * found.filled).sum((0, 2))
-        return 0.25 * error / (found.filled.sum((0, 2)) + 1e-4)
-
-    def _ours(self, cell: Tensor) -> Tensor:
-        """Flat cells with x before y to kdlab's."""
-        return cell % self.grid.height * self.grid.width + cell // self.grid.height
+        found = self.slotted(max(1, len(self.boxes)))
+        cell = found.cell % self.grid.height * self.grid.width + found.cell // self.grid.height
+        task = torch.arange(len(TASKS))[:, None].expand(cell.shape)
+        read = gather_codes(predictions, task.flatten(1), cell.flatten(1)).view(found.codes.shape)
+        error = (read - found.codes).abs() @ torch.tensor(CODE_WEIGHTS)
+        return 0.25 * (error * found.filled).sum((0, 2)) / (found.filled.sum((0, 2)) + 1e-4)

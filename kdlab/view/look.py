@@ -48,7 +48,8 @@ def look_with(detector: Detector, config: RunConfig, dataset: NuScenesDataset, i
     """
     device = next(detector.parameters()).device
     sample = dataset.load(index)
-    batch = collate([augment(sample, AugmentConfig.none(), config.detector.camera.image_size, seed=0, draw=0)])
+    size, exact = config.detector.camera.image_size, config.data.images == "exact"
+    batch = collate([augment(sample, AugmentConfig.none(), size, seed=0, draw=0, exact=exact)])
     given = batch.images_only() if config.detector.modality == "camera" else batch
     with autocast(device, config.train.precision):
         features = detector(given.to(device))

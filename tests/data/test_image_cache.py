@@ -171,7 +171,7 @@ def test_the_size_is_told_once(root: Path, tmp_path: Path, capsys: pytest.Captur
         told = capsys.readouterr().out
         if expected:
             size = f"{expected} images of {HEIGHT // 2} x {WIDTH // 2} pixels, "
-            assert told.startswith(f"image cache {tmp_path}: {size}") and told.endswith(" GB to store\n")
+            assert told.startswith(f"image cache {tmp_path}: {size}") and told.endswith(" MB to store\n")
             assert told.count("\n") == 1
         else:
             assert told == ""
@@ -187,7 +187,7 @@ def test_a_disk_that_is_too_small(root: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
     Loader(dataset, image_size=(HEIGHT, WIDTH), batch_size=2)
     free -= 1
-    message = r"36 images of 56 x 96 pixels, 0\.00058 GB are to be stored, but only 1\.1 GB are free.*a larger disk, or"
+    message = r"36 images of 56 x 96 pixels, 0\.6 MB are to be stored, but only 1\.1 GB are free.*a larger disk, or"
     with pytest.raises(ValueError, match=message):
         Loader(dataset, image_size=(HEIGHT, WIDTH), batch_size=2)
 

@@ -84,7 +84,7 @@ def test_messages() -> None:
     for subset, message in (
         (Subset(scenes=("scene-9",)), "split 'own' has no scene 'scene-9'"),
         (Subset(tokens=("t",)), "split 'own' has no sample 't'"),
-        (Subset(time="night"), "no sample of split 'own' is in Subset"),
+        (Subset(time="night"), "split 'own' has no sample that fits time night"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(truth, columns(case, truth), None, subset)
