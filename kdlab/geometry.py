@@ -205,5 +205,5 @@ def project(image_from_camera: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 
 def unproject(image_from_camera: Tensor, pixels: Tensor, depth: Tensor) -> Tensor:
     """Camera-frame points [..., P, 3] of pixels (u, v) [..., P, 2] at depth [..., P] metres along the optical axis."""
-    rays: Tensor = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(image_from_camera).mT
+    rays: Tensor = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv_ex(image_from_camera).inverse.mT
     return rays * depth.unsqueeze(-1)

@@ -39,7 +39,7 @@ from kdlab.precision import autocast, resolve
 from kdlab.sample import Batch
 from kdlab.stages import run_stages
 
-__all__ = ["Interrupted", "Training", "train"]
+__all__ = ["Interrupted", "Training", "check_teacher", "train"]
 
 
 class Training(nn.Module):
@@ -123,7 +123,7 @@ def train(
     if accelerator.is_main_process:
         if not resume:
             discard(folder)
-        _check_teacher(config)
+        check_teacher(config)
         open_run(folder, config)
     accelerator.wait_for_everyone()
     if folder.finished:
@@ -189,7 +189,13 @@ def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
     )  # autocast is kdlab's own, see precision.py
 
 
-def _check_teacher(config: RunConfig) -> None:
+def check_teacher(config: RunConfig) -> None:
+    """See that a distillation's teacher is there and sees what the student sees; nothing to do without one.
+
+    Raises:
+        FileNotFoundError: no teacher, or its training has not ended.
+        ValueError: none is named, both want one sensor in different forms, or the method has no such path.
+    """
     if config.distill is None:
         return
     if not config.distill.teacher:

@@ -20,7 +20,8 @@ Differences that are no quirks, and why:
   what was left of a TransFusion head. Supervised depth belongs to kdlab's camera detectors (``camera.depth_weight``).
 * They belong to the released detectors, and kdlab distils between its own: the real LiDAR's depth as an input of the
   student's lift, also at test time (MB:348, MV/base.py:239-294), which kdlab has no switch for, since its camera
-  students see images only; geometry compensation in the teacher's lift; the fuser's order of camera and LiDAR.
+  students see images only; geometry compensation in the teacher's lift; the fuser's order of camera and LiDAR; weights
+  that only the teacher's backbone takes from elsewhere (MB:213-215), where kdlab has ``camera.pretrained``.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class BoxSlots:
 
 
 def slots(context: Context, term: Term) -> BoxSlots:
-    """The errors of `prediction_box`: a column per box, and with ``unmasked_boxes`` one per task for its empty slots."""
+    """The errors of `prediction_box`: a column per box; with ``unmasked_boxes`` one per task for its empty slots."""
     student, teacher = (m.unflatten(1, (len(TASKS), CODES)).flatten(3) for m in context.pair(term))
     cell, counted = centre_cells(context, context.grid_of(context.student_tensor(term)))
     task = torch.tensor(TASK_OF_CLASS, device=cell.device)[context.boxes.labels]
@@ -214,8 +215,8 @@ QUIRKS = (
     ),
     Quirk(
         "simdistill.shared_lift",
-        "lifts both branches by one module, so they start from the same map",
-        "MB:125-126, 348, 362",
+        "lifts both branches by one module, compensated images included, so they start from the same map",
+        "MB:125-126, 348, 362; MV/depth_lss.py:90, 110",
         "student",
         student="camera.shared_lift",
     ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdlab.models.norm import across_ranks
 
@@ -34,9 +37,41 @@ def read_points(maps: Tensor, uv: Tensor, exchange: bool = False) -> Tensor:
 
     The centre of cell i, i + 1/2, reads cell i exactly; for ``exchange`` see `normalised`.
     """
-    where = normalised(uv, maps.shape[-2], maps.shape[-1], exchange).flatten(1, -2).unsqueeze(1)
-    read = F.grid_sample(maps, where.to(maps.dtype), align_corners=False)[:, :, 0]
-    return read.transpose(1, 2).reshape(*uv.shape[:-1], maps.shape[1])
+    where = normalised(uv, maps.shape[-2], maps.shape[-1], exchange).flatten(1, -2)
+    read: Tensor = _Read.apply(maps, where.to(maps.dtype))
+    return read.reshape(*uv.shape[:-1], maps.shape[1])
+
+
+class _Read(torch.autograd.Function):
+    """grid_sample of maps [B, C, H, W] at [B, K, 2]; its gradient has channels last in memory.
+
+    grid_sample's own comes with channels first; adding that to the network's gradient costs more than all the rest.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, where: Tensor) -> Tensor:
+        ctx.save_for_backward(where)
+        ctx.shape = maps.shape
+        return F.grid_sample(maps, where.unsqueeze(1), align_corners=False)[:, :, 0].transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (where,) = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        size = where.new_tensor((width, height))
+        at = (where + 1) * (size / 2) - 0.5
+        low = at.floor()
+        steps = where.new_tensor(((0, 0), (1, 0), (0, 1), (1, 1)))
+        share = (at - low).unsqueeze(-2)
+        weight = torch.where(steps == 1, share, 1 - share).prod(-1)  # [B, K, 4]
+        cells = low.unsqueeze(-2) + steps
+        inside = ((cells >= 0) & (cells < size)).all(-1)
+        flat = torch.where(inside, cells[..., 1] * width + cells[..., 0], 0).long()
+        flat = flat + torch.arange(batch, device=where.device)[:, None, None] * height * width
+        rows = gradient.unsqueeze(-2) * torch.where(inside, weight, 0).unsqueeze(-1)
+        table = gradient.new_zeros(batch * height * width, channels).index_add_(0, flat.flatten(), rows.flatten(0, 2))
+        return table.view(batch, height, width, channels).permute(0, 3, 1, 2), None
 
 
 def cosine_relation(vectors: Tensor, eps: float = 1e-4) -> Tensor:

@@ -109,7 +109,7 @@ class GeometryCompensation(nn.Module):
 
     def _by_head(self, flat: Tensor, numbers: int) -> Tensor:
         """[B, H * W, heads * points * numbers] to [B * heads, H * W, points, numbers]."""
-        parts = flat.unflatten(-1, (self.heads, self.points, numbers))
+        parts: Tensor = flat.unflatten(-1, (self.heads, self.points, numbers))
         return parts.transpose(1, 2).flatten(0, 1)
 
     def _read(self, value: Tensor, where: Tensor, weights: Tensor) -> Tensor:
@@ -126,4 +126,5 @@ class GeometryCompensation(nn.Module):
 
 def _weighted(value: Tensor, where: Tensor, weights: Tensor) -> Tensor:
     """Sum over points of value [B, C, H, W] read at [B, N, P, 2], zeros outside, times weights [B, N, P]."""
-    return (F.grid_sample(value, where, align_corners=False) * weights.unsqueeze(1)).sum(-1)
+    read: Tensor = F.grid_sample(value, where, align_corners=False) * weights.unsqueeze(1)
+    return read.sum(-1)

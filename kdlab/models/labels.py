@@ -178,7 +178,7 @@ class LabelEncoder(nn.Module):
         """Features of label maps, float32."""
         with full_precision(maps.box):
             cells = self.norm(self.both(self.box(maps.box) + self.label(maps.label)))
-            bev = self.block(cells.permute(0, 3, 1, 2))
+            bev = self.block(cells.permute(0, 3, 1, 2).contiguous())
             return Features(bev=bev, stages=tuple(level(bev) for level in self.levels))
 
 

@@ -62,7 +62,8 @@ def iou_of_pairs(first: Tensor, second: Tensor) -> Tensor:
 def rotated_iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union in the ground plane of boxes [M, 9] with boxes [K, 9], float64 [M, K]."""
     result = first.new_zeros(len(first), len(second), dtype=torch.float64)
-    near = torch.cdist(first[:, :2], second[:, :2]) <= _reach(first)[:, None] + _reach(second) + _SLACK
+    distance = torch.linalg.vector_norm(first[:, None, :2] - second[:, :2], dim=-1)
+    near = distance <= _reach(first)[:, None] + _reach(second) + _SLACK
     i, j = near.nonzero(as_tuple=True)
     result[i, j] = iou_of_pairs(first[i], second[j])
     return result

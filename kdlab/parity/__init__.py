@@ -15,10 +15,11 @@ import numpy as np
 
 from kdlab.parity.compare import Family, Row
 from kdlab.parity.distillbev import FAMILY as DISTILLBEV
+from kdlab.parity.labeldistill import FAMILY as LABELDISTILL
 from kdlab.parity.simdistill import FAMILY as SIMDISTILL
 from kdlab.parity.unidistill import FAMILY as UNIDISTILL
 
-FAMILIES: tuple[Family, ...] = (UNIDISTILL, DISTILLBEV, SIMDISTILL)
+FAMILIES: tuple[Family, ...] = (UNIDISTILL, DISTILLBEV, SIMDISTILL, LABELDISTILL)
 """How each kind of file is told apart and compared; a paper adds one."""
 
 

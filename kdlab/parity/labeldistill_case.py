@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.distill import Context, run_terms
+from kdlab.distill import Context
 from kdlab.distill.labeldistill import centre_cells, focal, labeldistill, truth
 from kdlab.distill.terms import class_probability
 from kdlab.models.labels import LabelEncoder, LabelMaps, label_maps
@@ -149,12 +149,12 @@ class Labelled(Case):
         codes[..., :2] = self.grid.to_cells(self.boxes.values[..., :2]) - corner
         rows, _ = self.slots(most)
 
+        sample = torch.arange(len(rows))[:, None, None]
+
         def by_slot(values: Tensor) -> Tensor:
-            none = values.new_zeros(values.shape[0], 1, *values.shape[2:])
-            whole = torch.cat((values * counted.view(*counted.shape, *[1] * (values.ndim - 2)), none), 1)
-            index = rows.flatten(1)
-            index = index.view(*index.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
-            return whole.gather(1, index).unflatten(1, rows.shape[1:])
+            kept = torch.where(counted.view(*counted.shape, *[1] * (values.ndim - 2)), values, 0)
+            none = values.new_zeros(len(values), 1, *values.shape[2:])
+            return torch.cat((kept, none), 1)[sample, rows]
 
         return by_slot(codes.nan_to_num()), by_slot(cell), by_slot(counted.long())
 
@@ -180,17 +180,14 @@ class Labelled(Case):
 
     def response(self, part: str) -> Tensor:
         """A response term by task [tasks]: ``heatmap`` or ``box``."""
-        term = f"response_{part}"
-        result = run_terms(labeldistill("released").only([term]), self.context)[term]
-        errors = result.errors
+        term = next(t for t in labeldistill("released").active if t.name == f"response_{part}")
+        errors = term.function(self.context, term).errors
         if part == "heatmap":
-            return _by_task(_unweighted(self, term).sum((0, 2, 3)))
+            return _by_task(errors.sum((0, 2, 3)))
         tasks = torch.tensor(TASK_OF_CLASS)[self.boxes.labels]
-        return errors.new_zeros(len(TASKS)).index_add(0, tasks.flatten(), _unweighted(self, term).flatten())
+        return errors.new_zeros(len(TASKS)).index_add(0, tasks.flatten(), errors.flatten())
 
-    def detection(
-        self, logits: Tensor, box: Tensor, velocity: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    def detection(self, logits: Tensor, box: Tensor, velocity: float = 1.0) -> tuple[Tensor, Tensor]:
         """The released head's losses by task [tasks] twice: heat map and boxes (kd_head.py:415-473).
 
         Args:
@@ -240,12 +237,6 @@ def at_cells(box: Tensor, cell: Tensor) -> Tensor:
     """Box maps [B, tasks, 10, H, W] at flat cells [B, tasks, K]: [B, tasks, K, 10]."""
     index = cell[:, :, None].expand(-1, -1, box.shape[2], -1)
     return box.flatten(3).gather(3, index).movedim(2, 3)
-
-
-def _unweighted(case: Labelled, term: str) -> Tensor:
-    """A response term's errors with their graph."""
-    found = next(t for t in labeldistill("released").active if t.name == term)
-    return found.function(case.context, found).errors
 
 
 def _head(logits: Tensor, box: Tensor) -> Predictions:

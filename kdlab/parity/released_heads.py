@@ -18,8 +18,8 @@ Weights = Mapping[str, Tensor]
 
 
 def _norm(weights: Weights, name: str, x: Tensor, eps: float, train: bool) -> Tensor:
-    statistics = (None, None) if train else (weights[f"{name}.running_mean"], weights[f"{name}.running_var"])
-    return F.batch_norm(x, *statistics, weights[f"{name}.weight"], weights[f"{name}.bias"], train, eps=eps).relu()
+    mean, variance = (None, None) if train else (weights[f"{name}.running_mean"], weights[f"{name}.running_var"])
+    return F.batch_norm(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], train, eps=eps).relu()
 
 
 def released_neck(weights: Weights, stages: Sequence[Tensor], train: bool) -> Tensor:
@@ -44,7 +44,9 @@ def center_head(weights: Weights, neck: Tensor, train: bool) -> tuple[Tensor, Te
 
     def output(task: int, name: str) -> Tensor:
         branch = f"task_heads.{task}.{name}"
-        return F.conv2d(hidden(f"{branch}.0", shared), weights[f"{branch}.1.weight"], weights[f"{branch}.1.bias"], padding=1)
+        return F.conv2d(
+            hidden(f"{branch}.0", shared), weights[f"{branch}.1.weight"], weights[f"{branch}.1.bias"], padding=1
+        )
 
     logits = torch.cat([output(task, "heatmap") for task in range(len(TASKS))], 1)
     boxes = [torch.cat([output(task, name) for name in _BOX], 1) for task in range(len(TASKS))]

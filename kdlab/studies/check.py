@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from kdlab.checkpoint import RunFolder, load_run_config
+from kdlab.checkpoint import RunFolder
 from kdlab.config import RunConfig
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.models import build_detector
-from kdlab.studies.plan import Study, Trial, method_of
+from kdlab.studies.plan import Study, Trial
 from kdlab.studies.worlds import world_ready
+from kdlab.train import check_teacher
 
 BOX_BYTES = 350
 """Of one detection in a result file."""
@@ -39,27 +40,12 @@ def check(study: Study, todo: Sequence[Trial]) -> None:
     for trial in todo:
         try:
             if not RunFolder(trial.folder).finished:
-                _check_teacher(trial.config)
+                check_teacher(trial.config)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{trial.change}: {error}") from error
     written = [trial for trial in todo if trial.world is None or world_ready(trial.config.data.root, trial.world)]
     total_steps(written)
     _check_disk(study, todo, written)
-
-
-def _check_teacher(config: RunConfig) -> None:
-    if config.distill is None:
-        return
-    if not config.distill.teacher:
-        raise ValueError("distill.teacher: name the run folder of a finished teacher")
-    teacher = Path(config.distill.teacher)
-    try:
-        load_run_config(teacher)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no teacher: {error}") from error
-    if not RunFolder(teacher).finished:
-        raise FileNotFoundError(f"the teacher {teacher} is not finished; run its `kdlab train` again to go on")
-    method_of(config)
 
 
 def total_steps(trials: Sequence[Trial]) -> dict[Path, int]:

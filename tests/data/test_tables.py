@@ -12,7 +12,7 @@ from mini_set import VERSION, write_mini_set
 
 from kdlab.data import tables as module
 from kdlab.data.tables import CACHE_NAME, Tables, load_tables
-from kdlab.data.tables_json import records
+from kdlab.data.tables_json import CATEGORIES, records
 
 
 @pytest.fixture
@@ -214,3 +214,11 @@ def test_records_do_not_depend_on_chunks(folder: Path, chunk: int, monkeypatch: 
     path = folder / "sensor.json"
     monkeypatch.setattr("kdlab.data.tables_json._CHUNK", chunk)
     assert list(records(path)) == json.loads(path.read_text())
+
+
+def test_categories_are_the_devkits() -> None:
+    from nuscenes.eval.detection.utils import category_to_detection_name
+    from nuscenes.utils.color_map import get_colormap
+
+    found = {name: category_to_detection_name(name) for name in get_colormap()}
+    assert {name: kind for name, kind in found.items() if kind} == CATEGORIES

@@ -278,7 +278,7 @@ def test_nothing_starts_where_something_is_missing(root: Path, tmp_path: Path, m
             run_study(changed, progress=False)
         assert states(changed) == ["missing"] * 4
 
-    refused("kd: distill.teacher: name the run folder", **{"distill.teacher": ""})
+    refused("kd: unidistill needs a teacher: give its run folder", **{"distill.teacher": ""})
     refused("kd: no teacher: .*none: no such run folder", FileNotFoundError, **{"distill.teacher": f"{teacher}/none"})
     refused("has no split 'dawn'", **{"data.train": "dawn"})
     refused("no data set at", FileNotFoundError, **{"data.root": str(tmp_path / "none")})
@@ -287,7 +287,7 @@ def test_nothing_starts_where_something_is_missing(root: Path, tmp_path: Path, m
     refused("runs and 0 worlds want about .* GB of disk, 0.0 GB are free", OSError)
     monkeypatch.undo()
     (teacher / "detector.safetensors").unlink()
-    refused("the teacher .* is not finished; run its `kdlab train`", FileNotFoundError)
+    refused("the run .* is not finished; run its `kdlab train`", FileNotFoundError)
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         LocalEngine(0)
 
