@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from kdlab.checkpoint import RunFolder, load_weights, save_weights
 from kdlab.config import AugmentConfig, RunConfig
-from kdlab.cost import training_cost, write_cost
+from kdlab.cost import parameters, training_cost, write_cost
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
-from kdlab.distill import Method, Stage
+from kdlab.distill import HasChannels, Method, Stage
+from kdlab.distill.distiller import check
 from kdlab.evaluate import Scorer, load_metrics, predict, store_metrics
 from kdlab.loop import Loop
 from kdlab.metrics.metrics import Metrics
@@ -57,7 +58,13 @@ class StageTraining(nn.Module):
 
 
 def run_stages(
-    method: Method, teacher: nn.Module, config: RunConfig, run: RunFolder, accelerator: Accelerator, show: bool
+    method: Method,
+    student: HasChannels,
+    teacher: Detector,
+    config: RunConfig,
+    run: RunFolder,
+    accelerator: Accelerator,
+    show: bool,
 ) -> Sequence[nn.Module]:
     """The networks that a method needs trained first, in eval mode: loaded where that is done, trained otherwise.
 
@@ -67,30 +74,41 @@ def run_stages(
 
     Args:
         method: with its stages.
+        student: its widths are read, so that a method that does not fit fails before anything is trained.
         teacher: on its device; left as it came, but for its parameters, which want no gradient.
         config: of the run.
         run: its folder.
         accelerator: processes and device.
         show: print progress and gate.
+
+    Raises:
+        ValueError: a term names a tensor that a side lacks, or widths differ.
     """
-    stages = method.stages if method.needs_labels else ()
-    return [_run(stage, method, teacher, config, run, accelerator, show) for stage in stages]
+    networks = []
+    for stage in method.stages if method.needs_labels else ():
+        torch.manual_seed(config.train.seed + 2)
+        networks.append(stage.build(teacher, method.on).to(accelerator.device))
+    sides = {"student": student, "teacher": teacher} | ({"labels": cast(HasChannels, networks[-1])} if networks else {})
+    check(method, {side: network.channels for side, network in sides.items()})
+    for stage, network in zip(method.stages, networks, strict=False):
+        _run(stage, network, method, teacher, config, run, accelerator, show)
+    return networks
 
 
 def _run(
     stage: Stage,
+    network: nn.Module,
     method: Method,
     teacher: nn.Module,
     config: RunConfig,
     run: RunFolder,
     accelerator: Accelerator,
     show: bool,
-) -> nn.Module:
+) -> None:
     folder = RunFolder(run.path / "stages" / stage.name)
     main = accelerator.is_main_process
     teacher.requires_grad_(False)
-    torch.manual_seed(config.train.seed + 2)
-    network = stage.build(teacher, method.on).to(accelerator.device)
+    assert config.distill is not None
     if not folder.finished:
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
         training = StageTraining(stage, network, teacher, method.on, config.train.precision)
@@ -98,11 +116,13 @@ def _run(
             sync_batchnorm(training)
         setting = replace(
             config.train,
-            epochs=config.distill.stage_epochs or stage.epochs if config.distill is not None else stage.epochs,
+            epochs=config.distill.stage_epochs or stage.epochs,
             lr=stage.lr,
             weight_decay=stage.weight_decay,
             ema=0.0,
         )
+        if show and main:
+            print(f"{stage.name}: {stage.what}; {parameters(network):,} parameters", flush=True)
         loop = Loop(training, _boxes(config, accelerator), setting, folder, accelerator, title=stage.name, show=show)
         loop.run()
         teacher.load_state_dict(before)
@@ -119,7 +139,6 @@ def _run(
         if show:
             print(f"{stage.name}: {text}", flush=True)
     accelerator.wait_for_everyone()
-    return network
 
 
 def _boxes(config: RunConfig, accelerator: Accelerator | None = None) -> Loader:

@@ -300,7 +300,7 @@ def _distiller(run: _Run, student: Detector) -> Distiller:
     together = run.accelerator.num_processes > 1 and method.teacher_mode.batch_statistics
     if together:
         sync_batchnorm(teacher)
-    labels = run_stages(method, teacher, run.config, run.folder, run.accelerator, run.progress)
+    labels = run_stages(method, student, teacher, run.config, run.folder, run.accelerator, run.progress)
     if together:
         for network in labels:
             sync_batchnorm(network)

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-TARGETS = ["setup", "demo", "test", "slow", "lab", "bench", "lint", "lock", "clean", "help"]
+TARGETS = ["setup", "demo", "test", "slow", "lab", "bench", "peers", "lint", "lock", "clean", "help"]
 
 
 def pinned() -> list[Requirement]:
@@ -88,7 +88,10 @@ def test_lock_pins_exactly_and_names_no_host() -> None:
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
 def test_lock_fits_pyproject(python: str) -> None:
-    wanted = [Requirement(line) for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
+    extras = PROJECT["optional-dependencies"]
+    assert "kdlab[ray]" in extras["dev"]
+    lines = [*PROJECT["dependencies"], *extras["ray"], *(line for line in extras["dev"] if line != "kdlab[ray]")]
+    wanted = [Requirement(line) for line in lines]
     environment = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
     locked = {}
     for pin in pinned():

@@ -6,7 +6,7 @@ import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401
 
 from kdlab.checkpoint import RunFolder, load_detector, read_losses
-from kdlab.config import DistillConfig, RunConfig
+from kdlab.config import BEVConfig, DistillConfig, RunConfig
 from kdlab.cost import read_cost
 from kdlab.evaluate import load_metrics
 from kdlab.train import Interrupted, train
@@ -68,6 +68,15 @@ def test_no_stage_without_its_terms(root, teacher, tmp_path):
     config = distilled(root, teacher, weights={"label_0": 0.0, "label_1": 0.0})
     run = train(config, tmp_path / "run", cpu=True, progress=False)
     assert not (run / "stages").exists()
+
+
+def test_an_impossible_pair_fails_before_the_stage(root, tmp_path):
+    config = mini_config(root, epochs=1)
+    flat = replace(config, detector=replace(config.detector, bev=BEVConfig(8, (16,), (1,), 16)))
+    teacher = train(flat, tmp_path / "teacher", progress=False, cpu=True)
+    with pytest.raises(ValueError, match=r"term lidar_1: teacher.stages\[1\] is missing, the teacher has"):
+        train(distilled(root, teacher), tmp_path / "run", progress=False, cpu=True)
+    assert not (tmp_path / "run" / "stages").exists()
 
 
 def test_a_gate_that_cannot_be_measured_stops_nothing(root, teacher, tmp_path, capsys):

@@ -68,9 +68,7 @@ class Distiller(nn.Module):
         Raises:
             ValueError: one sentence for each tensor that is missing and each pair of widths that differ.
         """
-        problems = [text for term in self.method.active for text in _problems(term, self._channels)]
-        if problems:
-            raise ValueError("\n".join(f"{self.method.name}, {text}" for text in dict.fromkeys(problems)))
+        check(self.method, self._channels)
 
     @property
     def teacher(self) -> nn.Module:
@@ -174,6 +172,17 @@ class Distiller(nn.Module):
         for network in self._frozen.values():
             network._apply(fn, recurse)
         return self
+
+
+def check(method: Method, channels: Mapping[str, Channels]) -> None:
+    """Compare what a method's terms name with the widths of both sides, and of a label encoder, by side.
+
+    Raises:
+        ValueError: one sentence for each tensor that is missing and each pair of widths that differ.
+    """
+    problems = [text for term in method.active for text in _problems(term, channels)]
+    if problems:
+        raise ValueError("\n".join(f"{method.name}, {text}" for text in dict.fromkeys(problems)))
 
 
 def run_terms(method: Method, context: Context) -> dict[str, TermResult]:

@@ -222,7 +222,7 @@ QUIRKS = (
 
 ENCODER = Stage(
     name="label_encoder",
-    what="labels to the features in which the teacher's neck and head find them",
+    what="annotations to the features in which the teacher's neck and head find them; belongs to one grid",
     build=build_encoder,
     loss=encoder_loss,
     source=f"{_VENUE}, layers/backbones/label_backbone.py:112-173, STEP1",

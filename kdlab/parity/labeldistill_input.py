@@ -17,8 +17,6 @@ from kdlab.parity.labeldistill_case import Case
 
 WEIGHT = 3.0
 """Of the depth loss."""
-IMAGE = (256, 704)
-"""Rows and columns of the released network's input."""
 
 
 class Depth(Case):
@@ -105,7 +103,8 @@ class ImageAugmentation(Case):
         points = self.given("points_uvd").double().numpy()
         uv = (np.c_[points[:, :2], np.ones(len(points))] @ self.pixels().T)[:, :2]
         cells = np.trunc(uv).astype(int)  # toward zero
-        inside = (cells >= 0).all(1) & (cells < np.array(IMAGE[::-1])).all(1)
+        left, top, right, bottom = self.given("param").tolist()[1:5]
+        inside = (cells >= 0).all(1) & (cells < np.array((right - left, bottom - top))).all(1)
         rows = zip(cells[inside], points[inside, 2], strict=True)
         seen = {(int(v), int(u)): float(depth) for (u, v), depth in rows}
         return {cell: seen[cell] for cell in sorted(seen) if seen[cell]}
@@ -139,7 +138,8 @@ class Geometry(Case):
         flat = frustum.flatten(0, 2)
         seen = unproject(pixels @ intrinsic, flat[:, :2], flat[:, 2])
         ego = transform(self.given("sensor2ego").double(), seen)
-        return transform(self.given("bda").double()[:, None], ego).unflatten(2, frustum.shape[:3])
+        points: Tensor = transform(self.given("bda").double()[:, None], ego).unflatten(2, frustum.shape[:3])
+        return points
 
     def cells(self) -> Tensor:
         """Column, row and layer of the stored points, rounded toward zero."""

@@ -6,16 +6,18 @@ import torch
 from distill_fakes import GRID, SQUARE, FakeChannels, FakeDetector, batch_of, boxes, features
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mini_run import mini_config
+from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 from test_regions import naive_mask
 from torch import nn
 
+from kdlab.checkpoint import load_detector
 from kdlab.config import DetectorConfig, DistillConfig
 from kdlab.distill import Context, Distiller, build_method, run_terms, total
 from kdlab.distill.simdistill import QUIRKS, TERMS, object_mask, simdistill
 from kdlab.geometry import BEVGrid, transform_boxes, yaw_pose
 from kdlab.models.detector import Detector
 from kdlab.sample import TASKS, Boxes3D, Features, Predictions, TaskPrediction
+from kdlab.train import train
 
 GRIDS = (GRID, SQUARE, BEVGrid((-6.0, 12.0), (-9.0, 9.0), 0.9), BEVGrid((-6.0, 3.0), (-9.0, 9.0), 0.75))
 WIDTHS = FakeChannels(camera_bev=3, regression=60)
@@ -363,3 +365,20 @@ def test_adds_up_with_other_methods():
     both = simdistill() + unidistill("F2C") + distillbev()
     assert both.teacher == {"fusion"} and len(both.terms) == 5 + 4 + 10
     assert both.on == frozenset() and "simdistill.lidar" in {a.name for a in both.adapters}
+
+
+def test_trains_and_runs_without_its_teacher(tmp_path):
+    root = write_set(tmp_path / "set")
+    base = mini_config(root, "fusion", epochs=1)
+    teacher = train(base, tmp_path / "teacher", progress=False, cpu=True)
+    camera = replace(base.detector, modality="camera", camera=replace(base.detector.camera, simulated_lidar=True))
+    distill = DistillConfig("simdistill", str(teacher))
+    config = replace(base, detector=camera, distill=distill, train=replace(base.train, gradients_every=1))
+    run = train(config, tmp_path / "student", progress=False, cpu=True)
+    header = (run / "losses.csv").read_text().splitlines()[0]
+    assert all(f"kd/{name}" in header for name in NAMES)
+    student = load_detector(run)
+    assert not any("simdistill" in name or "adapter" in name for name in student.state_dict())
+    batch = sensors(camera)
+    with torch.no_grad():
+        assert torch.equal(student(batch).neck, student(batch.images_only()).neck)
