@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -196,8 +197,10 @@ def open_run(folder: RunFolder, config: RunConfig) -> None:
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise FileExistsError(f"{folder.path} is a file; give another --out")
-    for part in folder.path.rglob(".*.part"):  # a kill in the middle of a write left it
-        part.unlink(missing_ok=True)
+    for part in folder.path.rglob(".*.part"):
+        process = part.name.split(".")[-2]
+        if not process.isdecimal() or not psutil.pid_exists(int(process)):  # a kill in the middle of a write left it
+            part.unlink(missing_ok=True)
     if folder.config.exists():
         old, new = to_dict(load_run_config(folder.path)), to_dict(config)
         for dotted in NEUTRAL:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from kdlab.metrics.boxes import EvalBoxes, from_detections, to_global
 from kdlab.metrics.config import EvaluationConfig
 from kdlab.metrics.evaluation import Evaluation
 from kdlab.metrics.evaluation import evaluate as evaluate_boxes
-from kdlab.metrics.metrics import TP_ERRORS, Metrics
+from kdlab.metrics.metrics import TP_ERRORS, Metrics, read_metrics, read_stored
 from kdlab.metrics.results import read_results
 from kdlab.metrics.subset import Subset
 from kdlab.metrics.truth import Truth, load_truth
@@ -173,21 +172,25 @@ class Scorer:
             self._truths[split] = load_truth(self.root, split, self.version)
         return self._truths[split]
 
-    def boxes(self, results: Path | Sequence[Found], split: str) -> EvalBoxes:
+    def boxes(self, results: Path | str | Sequence[Found], split: str) -> EvalBoxes:
         """The boxes of a result file, or of detections in memory, for the samples of a split.
+
+        Of detections in memory the best `EvaluationConfig.max_boxes_per_sample` of each sample; a result file of
+        `write_results` holds the best 500.
 
         Raises:
             FileNotFoundError: no such result file or data set.
             ValueError: no such split, or what nuScenes refuses: samples that are missing, too many boxes, bad numbers.
         """
         truth = self.truth(split)
-        if isinstance(results, Path):
+        if isinstance(results, Path | str):
             return read_results(results, truth, self.config)
         columns = ([one.token for one in results], [one.detections for one in results])
-        return from_detections(*columns, [one.global_from_key for one in results], truth)
+        poses = [one.global_from_key for one in results]
+        return from_detections(*columns, poses, truth, self.config.max_boxes_per_sample)
 
     def score(
-        self, results: Path | Sequence[Found] | EvalBoxes, split: str, subset: Subset | None = None
+        self, results: Path | str | Sequence[Found] | EvalBoxes, split: str, subset: Subset | None = None
     ) -> Evaluation:
         """Metrics and curves of results on a split, or on a subset of it.
 
@@ -198,7 +201,7 @@ class Scorer:
 
         Raises:
             FileNotFoundError: no such result file or data set.
-            ValueError: as `boxes`, or the subset holds no sample.
+            ValueError: as `boxes`, boxes that were read for another split, or a subset without a sample or annotation.
         """
         boxes = results if isinstance(results, EvalBoxes) else self.boxes(results, split)
         return evaluate_boxes(self.truth(split), boxes, self.config, subset)
@@ -227,7 +230,7 @@ def evaluate_file(
         FileNotFoundError: no such result file or data set.
         ValueError: no such split, or what nuScenes refuses: samples that are missing, too many boxes, bad numbers.
     """
-    return Scorer(root, version, config).score(Path(result), split, subset)
+    return Scorer(root, version, config).score(result, split, subset)
 
 
 def of_present(metrics: Metrics, config: EvaluationConfig | None = None) -> Metrics:
@@ -318,17 +321,17 @@ def evaluate_run(
 
     Raises:
         FileNotFoundError: no such run or data set, or the run is not finished.
-        ValueError: no such split.
+        ValueError: no such split, or the earlier metrics.json is damaged.
     """
     config = load_run_config(run)
     root, version = (config.data.root, config.data.version) if root is None else (root, version)
     split = split or config.data.val
     detector = load_detector(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loader = evaluation_loader(config, root, split, version, workers=workers)
     folder, watch = RunFolder(Path(out or run)), Stopwatch(detector)
-    found = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision, watch)
+    read_stored(folder.metrics)  # what the result will be added to: a damaged file is said before the work
+    with contextlib.closing(evaluation_loader(config, root, split, version, workers=workers)) as loader:
+        found = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision, watch)
     watch.store(folder.path)
-    loader.close()
     write_results(folder.path / f"results_{split}.json", found, config.detector.modality)
     metrics = (scorer or Scorer(root, version)).score(found, split).metrics
     pretrained = config.detector.modality != "lidar" and config.detector.camera.pretrained
@@ -338,25 +341,18 @@ def evaluate_run(
 
 
 def store_metrics(path: Path, key: str, metrics: Metrics) -> None:
-    """Add metrics to a JSON file by key (a split or an epoch), in place of earlier ones of that key."""
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, {**stored, key: metrics.to_dict()})
+    """Add metrics to a JSON file by key (a split or an epoch), in place of earlier ones of that key.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    write_json(path, {**read_stored(path), key: metrics.to_dict()})
 
 
 def load_metrics(run: Path | str) -> dict[str, Metrics]:
     """Metrics by split of a run; empty where it was not evaluated.
 
     Raises:
-        ValueError: an earlier version wrote the metrics.
+        ValueError: the file is damaged, or an earlier version wrote it.
     """
-    folder = RunFolder(Path(run))
-    if not folder.metrics.exists():
-        return {}
-    stored = json.loads(folder.metrics.read_text())
-    for split, plain in stored.items():
-        if not all(isinstance(aps, dict) for aps in plain["label_aps"].values()):
-            raise ValueError(
-                f"{folder.metrics}: an earlier version of kdlab wrote the metrics on {split}, without AP by distance; "
-                f"make them again: kdlab evaluate --run {folder.path} --split {split}"
-            )
-    return {split: Metrics.from_dict(plain) for split, plain in stored.items()}
+    return read_metrics(RunFolder(Path(run)).metrics)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 FILES = ("config.json", EXPORTED_WEIGHTS, "README.md")
 """What an exported folder holds."""
 
+EVALUATED = ("metrics.json", "cost.json", "results_*.json")
+"""What `kdlab evaluate` adds to an exported folder, by pattern; not meant for the hub."""
+
 _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 
 
@@ -34,7 +37,8 @@ def load_detector(source: Path | str, device: torch.device | str = "cpu") -> Det
 
     Args:
         source: a run folder, an exported folder, or as a string ``user/repository`` on the Hugging Face hub, where a
-            revision (a branch, tag or commit) may follow after ``@``. A path that exists is never looked for there.
+            revision (a branch, tag or commit) may follow after ``@``. Where USER is a folder here, only a local path
+            is meant.
         device: where it goes.
 
     Raises:
@@ -43,6 +47,11 @@ def load_detector(source: Path | str, device: torch.device | str = "cpu") -> Det
     """
     named = _REPOSITORY.fullmatch(source) if isinstance(source, str) else None
     if named is not None and not Path(source).exists():
+        if Path(named[1]).parent.is_dir():
+            raise FileNotFoundError(
+                f"{source}: no such run folder in {Path(named[1]).parent}, a folder that is here; the Hugging Face hub "
+                "is asked only where no local folder is called like the user"
+            )
         source = _download(named[1], named[2])
     return checkpoint.load_detector(source, device)
 
@@ -69,7 +78,11 @@ def save_pretrained(run: Path | str, folder: Path | str) -> Path:
     """Export a finished run's detector in the Hugging Face hub's format; returns the folder.
 
     config.json is the run's, with data set and teacher by name in place of their paths, and kdlab's version and classes
-    under ``kdlab``. The weights are the run's bytes. An earlier export in the folder is replaced.
+    under ``kdlab`` and no folder of this machine. The weights are the run's bytes.
+
+    An earlier export in the folder is replaced, and what evaluations wrote there (`EVALUATED`) is removed: it is of the
+    earlier weights. What a later evaluation writes there is not for the hub; ``kdlab evaluate --out`` puts it elsewhere.
+    A folder exported onto itself, for a card with new metrics, keeps them.
 
     Args:
         run: run folder.
@@ -78,22 +91,29 @@ def save_pretrained(run: Path | str, folder: Path | str) -> Path:
     Raises:
         FileNotFoundError: no such run, or it is not finished.
         FileExistsError: the folder holds something else, or is a file.
-        ValueError: the run's config and weights do not fit each other.
+        ValueError: the run's config and weights do not fit each other, or its metrics.json is damaged.
     """
     source, folder = RunFolder(Path(run)), Path(folder)
     detector = checkpoint.load_detector(run)
     _check_target(folder)
     config = load_run_config(run)
+    card = _card(source, config, sum(p.numel() for p in detector.parameters()))
     plain = to_dict(config)
-    plain["data"]["root"] = _name(config.data.root)
+    plain["data"] |= {"root": _name(config.data.root), "image_cache": ""}
     if config.distill is not None:
         plain["distill"]["teacher"] = _name(config.distill.teacher)
     write_json(folder / "config.json", {EXPORT: {"version": versions()["kdlab"], "classes": list(CLASSES)}, **plain})
     with replacing(folder / EXPORTED_WEIGHTS) as part:
         shutil.copyfile(source.weights, part)
     with replacing(folder / "README.md") as part:
-        part.write_text(_card(source, config, sum(p.numel() for p in detector.parameters())))
+        part.write_text(card)
+    for path in _evaluated(folder) if folder.resolve() != source.path.resolve() else ():
+        path.unlink()
     return folder
+
+
+def _evaluated(folder: Path) -> list[Path]:
+    return [path for pattern in EVALUATED for path in folder.glob(pattern)]
 
 
 def _name(path: Path | str) -> str:
@@ -105,19 +125,19 @@ def _check_target(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; give another folder")
     held = {p.name for p in folder.glob("*") if not p.name.startswith(".")}
+    ours = {*FILES, *(p.name for p in _evaluated(folder))}
     config = folder / "config.json"
     earlier = config.exists() and f'"{EXPORT}"' in config.read_text()
-    others = sorted(held - set(FILES) if earlier else held)
+    others = sorted(held - ours if earlier else held)
     if others:
         raise FileExistsError(f"{folder} holds something else ({others[0]}); give another folder")
 
 
 def _card(source: RunFolder, config: RunConfig, size: int) -> str:
     """The model card: a YAML header for the hub, then what the detector is and how well it does."""
-    from kdlab.metrics.metrics import Metrics
+    from kdlab.metrics.metrics import read_metrics
 
-    stored = json.loads(source.metrics.read_text()) if source.metrics.exists() else {}
-    metrics = {split: Metrics.from_dict(plain) for split, plain in stored.items()}
+    metrics = read_metrics(source.metrics)
     made = json.loads(source.versions.read_text()) if source.versions.exists() else {}
     name = _name(source.path)
     return f"""---

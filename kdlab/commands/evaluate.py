@@ -101,8 +101,10 @@ def _check(given: Options) -> None:
     several = next((name for name in single if getattr(given, name) is not None), None)
     if len(given.run) > 1 and several is not None:
         raise ValueError(f"--{several.replace('_', '-')} goes with a single --run")
-    if given.result is not None and given.out is not None:
-        raise ValueError("--out goes with --run")
+    if given.result is not None:
+        for name in ("out", "workers", "cpu"):
+            if getattr(given, name) != getattr(Options, name):
+                raise ValueError(f"--{name} goes with --run")
     if given.rings and given.distance is not None:
         raise ValueError("--rings and --distance exclude each other: rings are distances")
     if given.rings and (len(given.rings) < 2 or sorted(set(given.rings)) != list(given.rings) or given.rings[0] < 0):
@@ -119,7 +121,8 @@ def _run(given: Options, run: Path, scorers: "dict[tuple[str, str | None], Score
     from kdlab.evaluate import Scorer, evaluate_run
 
     data = load_run_config(run).data
-    place = (data.root, data.version) if given.data is None else (str(given.data), given.version)
+    version = given.version if given.data or given.version else data.version
+    place = (str(given.data or data.root), version)
     scorer = scorers[place] = scorers.get(place) or Scorer(*place)
     metrics = evaluate_run(
         run,
@@ -157,9 +160,10 @@ def _report(given: Options, path: Path, split: str, scorer: "Scorer") -> int:
     from kdlab.evaluate import Scorer
     from kdlab.metrics.config import EvaluationConfig
 
+    if given.against is not None and given.against.resolve() == path.resolve():
+        raise ValueError(f"--against {given.against}: that is the very file which it is compared with; name another one")
     if given.config is not None:
         scorer = Scorer(scorer.root, scorer.version, EvaluationConfig.from_file(given.config))
-    scorer.truth(split)  # its reading is not part of the time
     began = time.perf_counter()
     boxes = scorer.boxes(path, split)
     evaluation = scorer.score(boxes, split, _subset(given))
@@ -168,7 +172,8 @@ def _report(given: Options, path: Path, split: str, scorer: "Scorer") -> int:
     if given.result is not None or conditions:
         print("\n".join([str(path), *conditions, str(evaluation.metrics)]))
     if given.json is not None:
-        _write_summary(given.json, evaluation.metrics.summary(scorer.config, seconds, boxes.meta))
+        summary = evaluation.metrics.summary(scorer.config, seconds, boxes.meta)
+        _write_summary(given.json, {**summary, "kdlab": _origin(evaluation.metrics, _subset(given))})
     results = {_names(path, given.against)[0]: boxes}
     if given.against is not None:
         results[_names(path, given.against)[1]] = scorer.boxes(given.against, split)
@@ -176,7 +181,7 @@ def _report(given: Options, path: Path, split: str, scorer: "Scorer") -> int:
     frames = _frames(given, scorer, results, split)
     if given.figures is not None:
         _draw(given.figures, evaluation, scorer.config, rings, frames)
-    return _compare(path, split, scorer, evaluation.metrics, seconds) if given.official else 0
+    return _compare(path, split, scorer, evaluation.metrics) if given.official else 0
 
 
 def _conditions(given: Options) -> list[str]:
@@ -201,6 +206,17 @@ def _names(path: Path, other: Path | None) -> tuple[str, str]:
     return (first, second) if first != second else (str(path), str(other))
 
 
+def _origin(metrics: "Metrics", subset: "Subset | None") -> dict[str, Any]:
+    """What the devkit's summary does not say: of which data the numbers are. Its own reader leaves this out."""
+    return {
+        "split": metrics.split,
+        "subset": None if subset is None else str(subset),
+        "samples": metrics.samples,
+        "counts": metrics.counts,
+        "data": metrics.data,
+    }
+
+
 def _write_summary(path: Path, summary: dict[str, Any]) -> None:
     from kdlab.checkpoint import replacing
 
@@ -214,15 +230,16 @@ def _rings(
 ) -> "dict[str, dict[tuple[float, float], Metrics]]":
     """Metrics of each result by ring, printed; nothing where no rings are asked for."""
     from kdlab.evaluate import of_present
+    from kdlab.metrics.evaluation import evaluate as score
     from kdlab.metrics.subset import Subset
 
     edges, found = list(zip(given.rings[:-1], given.rings[1:], strict=True)), {}
-    subset = _subset(given) or Subset()
+    subset, truth, config = _subset(given) or Subset(), scorer.truth(split), scorer.config
     for name, boxes in results.items() if edges else ():
-        by_ring = {
-            ring: of_present(scorer.score(boxes, split, replace(subset, distance=ring)).metrics, scorer.config)
-            for ring in edges
-        }
+        by_ring = {}
+        for ring in edges:
+            within = replace(subset, distance=ring)
+            by_ring[ring] = of_present(score(truth, boxes, config, within, allow_empty=True).metrics, config)
         print(f"\n{name} by distance from the ego vehicle, means over the classes that are there")
         print(ring_table(by_ring))
         found[name] = by_ring
@@ -316,16 +333,19 @@ def _draw(
     print(f"\ndrawn in {folder}: {', '.join(f'{name}.png' for name in pictures)}")
 
 
-def _compare(path: Path, split: str, scorer: "Scorer", ours: "Metrics", seconds: float) -> int:
-    """Print the devkit's numbers beside ours; 1 where they differ."""
+def _compare(path: Path, split: str, scorer: "Scorer", ours: "Metrics") -> int:
+    """Print the devkit's numbers beside ours; 1 where they differ. Either side's time has the same work in it."""
+    from kdlab.evaluate import Scorer
     from kdlab.metrics.metrics import TP_ERRORS
-    from kdlab.official import devkit_tables, largest_difference, official
+    from kdlab.official import devkit_tables, largest_difference, timed_official
 
     began = time.perf_counter()
+    Scorer(scorer.root, scorer.version, scorer.config).score(path, split)
+    seconds = time.perf_counter() - began
+    began = time.perf_counter()
     tables = devkit_tables(scorer.root, scorer.version)
-    opened = time.perf_counter()
-    theirs = official(path, scorer.root, split, config=scorer.config, tables=tables)
-    devkit = time.perf_counter() - opened
+    opening = time.perf_counter() - began
+    theirs, devkit = timed_official(path, scorer.root, split, config=scorer.config, tables=tables)
     difference = largest_difference(ours, theirs)
     print(f"\n  {'':6s} {'kdlab':>20s} {'nuscenes-devkit':>20s}")
     rows = {"mAP": (ours.mean_ap, theirs.mean_ap), "NDS": (ours.nd_score, theirs.nd_score)}
@@ -334,8 +354,8 @@ def _compare(path: Path, split: str, scorer: "Scorer", ours: "Metrics", seconds:
         print(f"  {name:6s} " + " ".join(f"{value:20.16f}" for value in values))
     print(f"largest difference of all numbers, by class and distance too: {difference:.1e}")
     print(
-        f"from file to metrics: kdlab {seconds:.2f} s, devkit {devkit:.2f} s ({devkit / seconds:.0f} times as long), "
-        f"which opened its tables in {opened - began:.2f} s before"
+        f"from files to metrics: kdlab {seconds:.2f} s, its tables included; devkit {devkit:.2f} s "
+        f"({devkit / seconds:.1f} times as long), after {opening:.2f} s for its tables"
     )
     if difference > TOLERANCE:
         print(f"THEY DIFFER by more than {TOLERANCE:g}")

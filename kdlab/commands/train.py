@@ -138,9 +138,10 @@ def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfi
             scale=given.scale,
             weights=given.weights,
         )
-    elif given.teacher or given.quirks or given.weights or given.variant != "intended":
+    elif given.teacher or given.quirks or given.weights or given.variant != "intended" or given.scale != 1:
         raise ValueError(
-            "--teacher, --variant, --quirks and --weights want a distillation: name its --method (see `kdlab methods`)"
+            "--teacher, --variant, --quirks, --scale and --weights want a distillation: name its --method "
+            "(see `kdlab methods`)"
         )
     data = dataclasses.replace(given.data, **_short(root=(given.root, base.data.root)))
     train = dataclasses.replace(

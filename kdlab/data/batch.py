@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from kdlab.data.augment import augment, generator
 from kdlab.data.files import REDUCTIONS
 from kdlab.data.tables_json import Array
 from kdlab.sample import Batch, Boxes3D, Sample
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Loader", "Source", "augment", "balanced_order", "collate", "depth_targets"]
 
@@ -216,7 +219,7 @@ class Loader:
             )
         note = dataset.prepare(self._items.reduce)
         if note and rank == 0:
-            print(note, flush=True)
+            _log.warning("%s", note)  # shown also where nobody set up logging: a disk is about to be filled
 
     @property
     def steps_per_epoch(self) -> int:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import struct
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from kdlab.data.files import CURE, Bytes, read_image
 
 RESERVE = 2**30
 """Bytes of disk space that the cache leaves free."""
+
+STALE = 24 * 3600
+"""Age in seconds at which an unfinished file counts as left behind by a process that was killed."""
 
 _HEADER = struct.Struct("<8s4q24x")  # magic, size and time of the source, height, width; 64 bytes
 _MAGIC = b"kdlab\0\0\1"
@@ -70,7 +74,7 @@ class ImageCache:
         return image
 
     def reserve(self, paths: Iterable[Path], reduce: int, size: tuple[int, int]) -> str:
-        """Make sure that the images of these files fit on the disk.
+        """Make sure that the images of these files fit on the disk; removes what killed processes left half written.
 
         Args:
             paths: of the sources.
@@ -85,6 +89,10 @@ class ImageCache:
         """
         folders = [entry.path for entry in os.scandir(self.folder) if entry.is_dir()] if self._writable else []
         held = {f"{folder}/{name}" for folder in folders for name in os.listdir(folder)}
+        for part in (place for place in held if place.endswith(".part")):
+            with contextlib.suppress(OSError):  # Its writer, or another process, was faster.
+                if os.stat(part).st_mtime < time.time() - STALE:
+                    os.unlink(part)
         places = {self._place(path, reduce) for path in paths} if self._writable else set()
         images = len(places - held)
         if not images:

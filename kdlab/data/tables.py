@@ -160,18 +160,20 @@ def _read_cache(place: Path, stamp: str) -> dict[str, Array] | None:
 
 def _write_cache(place: Path, stamp: str, tables: Tables) -> bool:
     """Write through a temporary file, so that another process sees a whole cache or none."""
-    temporary = None
+    temporary: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.parent.stat().st_mode & 0o222:
             return False  # Marked read-only: left alone even by root.
-        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".tmp")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             np.savez(file, stamp=np.array(stamp), **{f.name: getattr(tables, f.name) for f in fields(Tables)})
         os.chmod(temporary, 0o644)  # mkstemp makes private files; a data set is often shared.
         os.replace(temporary, place)
+        return True
     except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         return False
-    return True
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)  # There where the writing failed, or was interrupted.

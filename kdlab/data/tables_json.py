@@ -63,7 +63,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         ValueError: not a JSON list of objects, or cut off.
     """
     with path.open("rb") as file:
-        text = file.read(_CHUNK).strip()
+        text = file.read(_CHUNK).lstrip()  # Its end may lie within a string, whose spaces count.
         if not text.startswith(b"["):
             raise ValueError(f"{path}: not a nuScenes table (a JSON list); {_CURE}")
         text, more, comma = text[1:], b"more", b""
@@ -214,7 +214,13 @@ def _read_boxes(folder: Path, columns: dict[str, Array], keyframes: _Keyframes) 
     values = np.array(geometry, np.float64).reshape(-1, 10)
     table = np.array(numbers, np.int64).reshape(-1, 6)
     owner = _find(keyframes.token, sample, path, "sample", keyframes.order)
-    velocity = _velocities(values[:, :3], keyframes.time[owner], _lookup(token, previous), _lookup(token, following))
+    before, after = _lookup(token, previous), _lookup(token, following)
+    velocity, undefined = _velocities(values[:, :3], keyframes.time[owner], before, after)
+    if undefined.any():
+        name = token[int(np.argmax(undefined))].decode()
+        raise ValueError(
+            f"{path}: {name!r} has no velocity: the annotations before and after it are of samples of one time; {_CURE}"
+        )
     rows, columns["box_start"] = _by_keyframe(table[:, 0] >= 0, owner, len(keyframes.token))
     columns["box_geometry"] = np.concatenate((values, velocity), 1)[rows]
     columns["box_label"], columns["box_points"] = table[rows, 0], table[rows, 1:3]
@@ -244,8 +250,13 @@ def _box_names(folder: Path) -> tuple[Callable[[str], int], dict[str, int], dict
     return instance.__getitem__, attribute, level
 
 
-def _velocities(centre: Array, time: Array, previous: Array, following: Array, limit: float = 1.5) -> Array:
-    """Velocities [A, 3] in m/s by the rules of `NuScenes.box_velocity`: centred difference, NaN over long times."""
+def _velocities(
+    centre: Array, time: Array, previous: Array, following: Array, limit: float = 1.5
+) -> tuple[Array, Array]:
+    """Velocities [A, 3] in m/s by the rules of `NuScenes.box_velocity`: centred difference, NaN over long times.
+
+    Also where its two annotations are of one time (bool [A]): the devkit divides by 0, which is no velocity.
+    """
     here = np.arange(len(centre))
     first, last = np.where(previous >= 0, previous, here), np.where(following >= 0, following, here)
     elapsed = 1e-6 * time[last] - 1e-6 * time[first]
@@ -254,7 +265,7 @@ def _velocities(centre: Array, time: Array, previous: Array, following: Array, l
         velocity: Array = (centre[last] - centre[first]) / elapsed[:, None]
     known = (first != last) & (elapsed <= np.where(both, 2 * limit, limit)) & np.isfinite(velocity).all(1)
     velocity[~known] = np.nan
-    return velocity
+    return velocity, (first != last) & (elapsed == 0)
 
 
 def _splits(folder: Path, scenes: list[str]) -> dict[str, list[str]]:

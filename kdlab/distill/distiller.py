@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdlab.config import DetectorConfig
 from kdlab.distill.context import Context
 from kdlab.distill.method import Method, Term
 from kdlab.distill.paths import Channels, HasChannels, Part, TensorPath
@@ -53,6 +55,7 @@ class Distiller(nn.Module):
         sides: dict[str, HasChannels] = {"student": student, **self._frozen}  # type: ignore[dict-item]
         self._channels = {side: network.channels for side, network in sides.items()}
         self.check()
+        agree(method, getattr(student, "config", None))
         self.adapters = nn.ModuleDict({_key(name): module for name, module in self._build_adapters().items()})
         mode = method.teacher_mode
         for network in self._frozen.values():
@@ -172,6 +175,24 @@ class Distiller(nn.Module):
         for network in self._frozen.values():
             network._apply(fn, recurse)
         return self
+
+
+def agree(method: Method, config: object) -> None:
+    """See that a student is built as the quirks about it say; one without a `DetectorConfig` is not asked.
+
+    Raises:
+        ValueError: one sentence for each quirk that the student's config does not follow.
+    """
+    problems = []
+    for quirk in method.quirks if isinstance(config, DetectorConfig) else ():
+        on = quirk.name in method.on
+        if quirk.student and attrgetter(quirk.student)(config) != on:
+            problems.append(
+                f"{method.name}: quirk {quirk.name} is {'on' if on else 'off'}, but the student's "
+                f"detector.{quirk.student} is {not on}; make it {on}, or flip the quirk"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def check(method: Method, channels: Mapping[str, Channels]) -> None:

@@ -62,6 +62,7 @@ class EvalBoxes:
         points: int64 [N]: LiDAR and radar points inside, -1 where unknown; a box with 0 is left out.
         visibility: int64 [N]: nuScenes visibility level 1..4, 0 where unknown.
         meta: what a result file says of itself; empty where the boxes are from elsewhere.
+        of: the samples that ``sample`` and ``owner`` point into (`Truth.name`); empty where nobody said so.
     """
 
     sample: Array
@@ -76,6 +77,7 @@ class EvalBoxes:
     points: Array
     visibility: Array
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    of: str = ""
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -98,19 +100,22 @@ class EvalBoxes:
         return cls(none, none, three, three, number, two, none, score, none, none, none)
 
 
-COLUMNS = tuple(f.name for f in fields(EvalBoxes) if f.name != "meta")
+COLUMNS = tuple(f.name for f in fields(EvalBoxes) if f.name not in ("meta", "of"))
 """Names of the columns of `EvalBoxes`."""
 
 
-def to_global(detections: Detections, global_from_key: Tensor, sample: int = 0) -> EvalBoxes:
-    """A sample's detections in the global frame, best first, the best `MAX_BOXES` of them.
+def to_global(
+    detections: Detections, global_from_key: Tensor, sample: int = 0, max_boxes: int = MAX_BOXES
+) -> EvalBoxes:
+    """A sample's detections in the global frame, best first.
 
     Args:
         detections: boxes [M, 9] in the key ego frame; an unknown (NaN) velocity becomes 0.
         global_from_key: float64 [4, 4].
         sample: what `EvalBoxes.sample` and ``owner`` say.
+        max_boxes: as many of the best are kept.
     """
-    order = detections.scores.argsort(descending=True, stable=True)[:MAX_BOXES]
+    order = detections.scores.argsort(descending=True, stable=True)[:max_boxes]
     values = detections.values[order].double().cpu()
     pose = global_from_key.double().cpu()
     # nuScenes boxes stand upright in the global frame: only the heading is turned.
@@ -138,15 +143,21 @@ def to_global(detections: Detections, global_from_key: Tensor, sample: int = 0) 
 
 
 def from_detections(
-    tokens: Sequence[str], detections: Sequence[Detections], global_from_key: Sequence[Tensor], truth: Truth
+    tokens: Sequence[str],
+    detections: Sequence[Detections],
+    global_from_key: Sequence[Tensor],
+    truth: Truth,
+    max_boxes: int = MAX_BOXES,
 ) -> EvalBoxes:
-    """A detector's boxes for the evaluation, without a file in between; the best `MAX_BOXES` of each sample.
+    """A detector's boxes for the evaluation, without a file in between.
 
     Args:
         tokens: sample tokens, each once.
         detections: of each token, in the key ego frame.
         global_from_key: float64 [4, 4] of each token.
         truth: what they will be compared with.
+        max_boxes: the best so many of each sample are kept (`EvaluationConfig.max_boxes_per_sample`); a file with more
+            is refused, but a detector that finds more is not at fault.
 
     Raises:
         ValueError: a sample of the truth is missing, a token is not of it or given twice, a number is not finite.
@@ -160,9 +171,9 @@ def from_detections(
     parts = []
     for token in truth.arrange(tokens, "the detections"):
         i = place[token]
-        part = to_global(detections[i], global_from_key[i], truth.index[token])
+        part = to_global(detections[i], global_from_key[i], truth.index[token], max_boxes)
         numbers = (part.translation, part.size, part.rotation, part.velocity, part.score[:, None])
         if not np.isfinite(np.concatenate(numbers, 1)).all():
             raise ValueError(f"from_detections: a box of sample {token!r} has a number that is not finite")
         parts.append(part)
-    return EvalBoxes.join(parts)
+    return replace(EvalBoxes.join(parts), of=truth.name)

@@ -36,7 +36,12 @@ class Evaluation:
 
 
 def evaluate(
-    truth: Truth, predictions: EvalBoxes, config: EvaluationConfig | None = None, subset: Subset | None = None
+    truth: Truth,
+    predictions: EvalBoxes,
+    config: EvaluationConfig | None = None,
+    subset: Subset | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> Evaluation:
     """Evaluate predictions as nuScenes does.
 
@@ -45,12 +50,14 @@ def evaluate(
         predictions: from `kdlab.metrics.results.read_results` or `kdlab.metrics.boxes.from_detections`.
         config: nuScenes' own settings where left out.
         subset: a part of the split; all of it where left out.
+        allow_empty: take a subset without any annotation too; all its classes are absent, its numbers mean nothing.
 
     Raises:
-        ValueError: a matched box has a size that is not positive, negative scores give no falling curve, or the
-            subset is empty.
+        ValueError: the predictions were read for other samples, a matched box has a size that is not positive, negative
+            scores give no falling curve, or the subset has no sample or no annotation.
     """
     config = config or EvaluationConfig()
+    truth.check(predictions)
     samples = np.ones(len(truth.tokens), bool) if subset is None else subset.samples(truth)
     counts, curves = {}, {}
     with np.errstate(all="ignore"):  # Infinite coordinates, NaN velocities.
@@ -58,6 +65,8 @@ def evaluate(
             truths = truth.boxes.take(matches.truths)
             counts[name], scored = _score_class(truth, truths, predictions, matches, name, config, subset)
             curves.update(scored)
+        if subset not in (None, Subset()) and not allow_empty and not any(counts.values()):
+            raise ValueError(f"subset: split {truth.split!r} has no annotation that counts within {subset}")
         metrics = _summarise(truth, int(samples.sum()), curves, counts, config)
     return Evaluation(metrics, curves)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,47 @@ class Metrics:
         errors = (self.label_tp_errors[name][key] for key in TP_ERRORS)
         cells = "".join(f" {'-':>6s}" if math.isnan(e) else f" {e:6.3f}" for e in errors)
         return f"  {name:21s} {ap:6.4f}{cells}  ({self.counts[name]} boxes)"
+
+
+def read_stored(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file such as metrics.json holds by key (a split or an epoch), not yet looked at; empty without a file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it and evaluate again: {_command(path)}") from error
+    if not isinstance(stored, dict) or not all(isinstance(plain, dict) for plain in stored.values()):
+        raise ValueError(f"{path}: holds no metrics of kdlab; remove it and evaluate again: {_command(path)}")
+    return stored
+
+
+def read_metrics(path: Path) -> dict[str, Metrics]:
+    """Metrics by key (a split or an epoch) from a file such as metrics.json; empty without a file.
+
+    Raises:
+        ValueError: the file is damaged, or another version of kdlab wrote it; the message says how to make it again.
+    """
+    found = {}
+    for key, plain in read_stored(path).items():
+        try:
+            if not all(isinstance(aps, dict) for aps in plain["label_aps"].values()):
+                raise ValueError("an earlier version of kdlab wrote them, without AP by distance")
+            found[key] = Metrics.from_dict(plain)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{path}: the metrics on {key} cannot be read ({what}); make them again: {_command(path)} --split {key}"
+            ) from error
+    return found
+
+
+def _command(path: Path) -> str:
+    return f"kdlab evaluate --run {path.parent}"
 
 
 def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -54,8 +54,12 @@ def sample_scores(truth: Truth, predictions: EvalBoxes, config: EvaluationConfig
         truth: annotations.
         predictions: predictions.
         config: nuScenes' own settings where left out.
+
+    Raises:
+        ValueError: the predictions were read for other samples.
     """
     config = config or EvaluationConfig()
+    truth.check(predictions)
     samples = len(truth.tokens)
     total, terms = np.zeros(samples), np.zeros(samples, np.int64)
     true, false, missed = (np.zeros(samples, np.int64) for _ in range(3))

@@ -35,6 +35,10 @@ def read_results(
     The file is never held as a whole. For nuScenes' own splits it must hold exactly the split's samples; otherwise
     further samples are left out unread.
 
+    As the devkit has it, of a key that is given twice the last value counts, a velocity may hold NaN, and a score may
+    be a number in quotes. Stricter than the devkit, which fails on them later or only where such a box is matched: a
+    velocity of null and an integer of more than 64 bits are refused.
+
     Args:
         path: nuScenes detection result file.
         truth: what it will be compared with.
@@ -65,7 +69,7 @@ def read_results(
         lacking = "results" if store is None else "meta"
         raise ValueError(f"{path}: no field {lacking!r}; a nuScenes result file is an object with 'meta' and 'results'")
     order = truth.arrange(list(store.spans), str(path))
-    return replace(store.boxes(order), meta=meta if isinstance(meta, dict) else {})
+    return replace(store.boxes(order), meta=meta if isinstance(meta, dict) else {}, of=truth.name)
 
 
 class _Store:
@@ -83,7 +87,9 @@ class _Store:
 
     def add(self, token: str, boxes: EvalBoxes) -> None:
         for name, column in self._columns.items():
-            column.frombytes(getattr(boxes, name).tobytes())
+            values = getattr(boxes, name)
+            assert values.shape == (len(boxes), *getattr(_EMPTY, name).shape[1:]), name  # Or all later rows would shift.
+            column.frombytes(values.tobytes())
         self.spans[token] = self._rows, self._rows + len(boxes)
         self._rows += len(boxes)
 
@@ -180,7 +186,7 @@ def _numbers(lists: Sequence[list[float]], length: int, nan: bool = False) -> Ar
     if set(map(len, lists)) != {length}:
         raise ValueError("a list has a wrong length")
     values = np.array(list(chain.from_iterable(lists)))
-    if values.dtype.kind not in "fiub":
+    if values.dtype.kind not in "fiub" or values.ndim != 1:  # A list of lists has more axes.
         raise TypeError("a list holds what is not a number")
     values = values.astype(np.float64, copy=False).reshape(-1, length)
     return values if nan else _no_nan(values)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from kdlab.metrics.boxes import Array, EvalBoxes
 from kdlab.metrics.filtering import ego_distances
 from kdlab.metrics.truth import Truth
+
+Time = Literal["day", "night"]
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,21 @@ class Subset:
 
     Samples (``scenes``, ``tokens``, ``time``): boxes of other samples are left out before anything is matched.
 
-    Boxes (``distance``, ``visibility``, ``points``), by the rule of COCO's area ranges: everything is matched; an
-    annotation outside the subset does not count, nor does a prediction matched to it; a prediction without a match
-    counts where its distance lies in the subset (it has no visibility and no points).
+    Boxes (``distance``, ``visibility``, ``points``), like COCO's area ranges: everything is matched; an annotation
+    outside the subset does not count, nor does a prediction matched to it; a prediction without a match counts where
+    its distance lies in the subset (it has no visibility and no points). Unlike COCO's, matching does not prefer
+    annotations inside: the nearest first, as in nuScenes.
 
     Attributes:
         scenes: names of scenes.
         tokens: sample tokens.
         distance: from the ego vehicle in the ground plane, metres, the first included, the second not.
-        visibility: nuScenes visibility levels, 1 to 4.
+        visibility: nuScenes visibility levels, 1 to 4; 0 for annotations without one.
         points: LiDAR and radar points inside, the first included, the second not.
         time: of day.
+
+    Raises:
+        ValueError: a range that is none or holds NaN, a level or a time that does not exist.
     """
 
     scenes: tuple[str, ...] | None = None
@@ -36,7 +43,17 @@ class Subset:
     distance: tuple[float, float] | None = None
     visibility: tuple[int, ...] | None = None
     points: tuple[float, float] | None = None
-    time: Literal["day", "night"] | None = None
+    time: Time | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("distance", "points"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != 2 or any(map(math.isnan, given)) or not given[0] < given[1]):
+                raise ValueError(f"subset: {name} must be two numbers, the first below the second, got {given}")
+        if self.visibility is not None and not set(self.visibility) <= {0, 1, 2, 3, 4}:
+            raise ValueError(f"subset: visibility must be levels of 0 to 4, got {self.visibility}")
+        if self.time not in (None, *get_args(Time)):
+            raise ValueError(f"subset: time must be 'day' or 'night', got {self.time!r}")
 
     def __str__(self) -> str:
         given = ((f.name, getattr(self, f.name)) for f in fields(self))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,21 @@ class Truth:
     def index(self) -> dict[str, int]:
         """Index of each token."""
         return {token: i for i, token in enumerate(self.tokens)}
+
+    @cached_property
+    def name(self) -> str:
+        """Split, version and a digest of the tokens: boxes that were read for other samples would point to wrong ones."""
+        tokens = hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
+        return f"split {self.split!r} of {self.version}, samples {tokens[:12]}"
+
+    def check(self, boxes: EvalBoxes) -> None:
+        """Make sure that predictions were read for these samples.
+
+        Raises:
+            ValueError: they were read for others.
+        """
+        if boxes.of not in ("", self.name):
+            raise ValueError(f"the predictions were read for {boxes.of}, not for {self.name}: read them for this split")
 
     def arrange(self, tokens: Sequence[str], what: str) -> list[str]:
         """The split's samples in the order in which the devkit holds the predictions of results for ``tokens``.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,7 +21,6 @@ Rings: TypeAlias = Mapping[tuple[float, float], Metrics]
 """Metrics by ring around the ego vehicle: nearest and farthest distance, metres."""
 
 _LINES = ("-", "--", ":", "-.")  # ten classes share five colours: the line tells the halves apart
-_SHADES = ("#9ECAE1", "#6BAED6", "#2171B5", "#08306B")  # the farther a match may be, the darker
 
 
 def precision_recall(evaluation: Evaluation, config: EvaluationConfig | None = None, title: str = "") -> Figure:
@@ -34,6 +34,8 @@ def precision_recall(evaluation: Evaluation, config: EvaluationConfig | None = N
         title: heading; the split where left out.
     """
     metrics, config = evaluation.metrics, config or EvaluationConfig()
+    distances = sorted({distance for _, distance in evaluation.curves})
+    shades = colormaps["Blues"](np.linspace(0.4, 1.0, len(distances)))  # the farther a match may be, the darker
     figure = new_figure(13.0, 5.8)
     axes = figure.subplots(2, 5, sharex=True, sharey=True)
     for ax, name in zip(axes.ravel(), CLASSES, strict=True):
@@ -44,8 +46,8 @@ def precision_recall(evaluation: Evaluation, config: EvaluationConfig | None = N
             continue
         ax.axvspan(0, config.min_recall, color=GREY, alpha=0.25, linewidth=0)
         ax.axhspan(0, config.min_precision, color=GREY, alpha=0.25, linewidth=0)
-        for index, distance in enumerate(config.dist_ths):
-            curve, shade = evaluation.curves[name, distance], _SHADES[index % len(_SHADES)]
+        for distance, shade in zip(distances, shades, strict=True):
+            curve = evaluation.curves[name, distance]
             ax.plot(curve.recall, curve.precision, color=shade, linewidth=1.6, label=f"within {distance:g} m")
         ax.set_title(f"{_words(name)}: AP {metrics.mean_dist_aps[name]:.3f}", fontsize=10)
     _outer_labels(axes, "recall", "precision")
@@ -66,8 +68,17 @@ def error_curves(evaluation: Evaluation, config: EvaluationConfig | None = None,
         evaluation: curves and metrics.
         config: settings that it was made with; those of the nuScenes detection challenge where left out.
         title: heading; the split where left out.
+
+    Raises:
+        ValueError: the evaluation was not made with the config's ``dist_th_tp``.
     """
     metrics, config = evaluation.metrics, config or EvaluationConfig()
+    distances = sorted({distance for _, distance in evaluation.curves})
+    if config.dist_th_tp not in distances:
+        raise ValueError(
+            f"error_curves: no curves at {config.dist_th_tp:g} m, where errors are taken, but at {distances}; give the "
+            "config that the evaluation was made with"
+        )
     figure = new_figure(13.0, 6.6)
     axes = figure.subplots(2, 3, sharex=True).ravel()
     handles = {}

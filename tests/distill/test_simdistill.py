@@ -382,3 +382,13 @@ def test_trains_and_runs_without_its_teacher(tmp_path):
     batch = sensors(camera)
     with torch.no_grad():
         assert torch.equal(student(batch).neck, student(batch.images_only()).neck)
+
+
+def test_a_student_agrees_with_the_quirks_about_it(tmp_path):
+    student, teacher = detectors(tmp_path)
+    said = r"shared_lift is on, but the student's detector\.camera\.shared_lift is False"
+    with pytest.raises(ValueError, match=said):
+        Distiller(simdistill("released"), student, teacher, grid=student.grid)
+    student, teacher = detectors(tmp_path, corner_reference=True)
+    with pytest.raises(ValueError, match=r"corner_reference is off, .* is True; make it False, or flip the quirk"):
+        Distiller(simdistill(), student, teacher, grid=student.grid)

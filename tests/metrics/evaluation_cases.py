@@ -330,7 +330,7 @@ def _random_prediction(
 def restricted(case: Case, subset: Subset) -> Evaluation:
     """Ours on a subset, without a file."""
     truth = case.truth()
-    return evaluate(truth, columns(case, truth), None, subset)
+    return evaluate(truth, columns(case, truth), None, subset, allow_empty=True)
 
 
 def columns(case: Case, truth: Truth) -> EvalBoxes:

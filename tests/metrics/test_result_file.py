@@ -22,7 +22,7 @@ from kdlab.metrics.truth import Truth
 
 
 def assert_same(a: EvalBoxes, b: EvalBoxes) -> None:
-    assert {f.name for f in fields(EvalBoxes)} == {*COLUMNS, "meta"} and a.meta == b.meta
+    assert {f.name for f in fields(EvalBoxes)} == {*COLUMNS, "meta", "of"} and (a.meta, a.of) == (b.meta, b.of)
     for name in COLUMNS:
         left, right = getattr(a, name), getattr(b, name)
         assert left.dtype == right.dtype == (np.float64 if left.dtype.kind == "f" else np.int64)
