@@ -81,8 +81,8 @@ def save_pretrained(run: Path | str, folder: Path | str) -> Path:
     under ``kdlab`` and no folder of this machine. The weights are the run's bytes.
 
     An earlier export in the folder is replaced, and what evaluations wrote there (`EVALUATED`) is removed: it is of the
-    earlier weights. What a later evaluation writes there is not for the hub; ``kdlab evaluate --out`` puts it elsewhere.
-    A folder exported onto itself, for a card with new metrics, keeps them.
+    earlier weights. Nor is it for the hub what a later evaluation writes there: ``kdlab evaluate --out`` puts it
+    elsewhere. A folder exported onto itself, for a card with new metrics, keeps them.
 
     Args:
         run: run folder.

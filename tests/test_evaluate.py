@@ -10,7 +10,8 @@ import pytest
 import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
-from kdlab.checkpoint import RunFolder
+from kdlab.checkpoint import RunFolder, save_weights
+from kdlab.config import save_config
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate import simulate
 from kdlab.data.simulate_config import SimulationConfig
@@ -25,6 +26,7 @@ from kdlab.evaluate import (
     of_present,
     predict,
     result_boxes,
+    store_metrics,
     write_results,
 )
 from kdlab.metrics.config import EvaluationConfig
@@ -246,6 +248,90 @@ def test_metrics_of_an_earlier_version_want_another_evaluation(root: Path, score
     (tmp_path / "metrics.json").write_text(json.dumps({"all": old}))
     with pytest.raises(ValueError, match=r"metrics\.json: .* make them again: kdlab evaluate --run .* --split all"):
         load_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"all": ', "damaged .*; remove it and evaluate again: kdlab evaluate --run"),
+    ("[]", "holds no metrics of kdlab; remove it"),
+    ('{"all": 3}', "holds no metrics of kdlab"),
+    ('{"all": {}}', r"the metrics on all cannot be read \(lacks 'label_aps'\); make them again: .* --split all"),
+    ('{"all": {"label_aps": {}, "later": 1, "tp_errors": {}, "label_tp_errors": {}}}', "the metrics on all"),
+])  # fmt: skip
+def test_damaged_metrics(root: Path, scorer: Scorer, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"metrics\.json: {message}"):
+        load_metrics(tmp_path)
+    metrics = scorer.score(noisy(root, "all"), "all").metrics
+    if text.startswith('{"all": {'):  # The cure that the message names works.
+        store_metrics(path, "all", metrics)
+        assert load_metrics(tmp_path)["all"].to_dict() == metrics.to_dict()
+    else:
+        with pytest.raises(ValueError, match=message):
+            store_metrics(path, "all", metrics)
+        assert path.read_text() == text
+
+
+def test_damaged_metrics_are_said_before_the_work(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = mini_config(root), RunFolder(tmp_path)
+    save_config(config, folder.config)
+    save_weights(folder.weights, build_detector(config.detector))
+    folder.metrics.write_text("{")
+    monkeypatch.setattr("kdlab.evaluate.predict", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(ValueError, match=r"metrics\.json: damaged"):
+        evaluate_run(tmp_path, workers=0, device="cpu")
+
+
+def test_the_workers_end_also_after_an_error(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder, closed = mini_config(root), RunFolder(tmp_path), []
+    save_config(config, folder.config)
+    save_weights(folder.weights, build_detector(config.detector))
+    monkeypatch.setattr("kdlab.data.batch.Loader.close", lambda loader: closed.append(loader))
+    monkeypatch.setattr("kdlab.evaluate.predict", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_run(tmp_path, workers=0, device="cpu")
+    assert len(closed) == 1
+
+
+def test_boxes_of_another_split_are_refused(root: Path, scorer: Scorer, tmp_path: Path) -> None:
+    path = write_truth(tmp_path / "r.json", root, "all")
+    for given in (path, str(path), noisy(root, "all")):  # The file holds the samples of every split.
+        boxes = scorer.boxes(given, "all")
+        assert scorer.score(boxes, "all").metrics.samples == 6
+        with pytest.raises(ValueError, match=r"read for split 'all' of v1\.0-tiny, samples .* for split 'tiny_val'"):
+            scorer.score(boxes, "tiny_val")
+    assert scorer.score(str(path), "tiny_val").metrics.samples == 3
+
+
+def test_the_number_of_boxes_is_a_setting(root: Path) -> None:
+    few = Scorer(root, config=EvaluationConfig(max_boxes_per_sample=1))
+    assert np.bincount(few.boxes(noisy(root, "all"), "all").sample).max() == 1
+
+
+def test_the_devkit_needs_a_box_in_the_split(root: Path, scorer: Scorer, tmp_path: Path) -> None:
+    """Of a result file without any in the samples of the split, though others have some."""
+    path = write_truth(tmp_path / "r.json", root, "all")
+    content = json.loads(path.read_text())
+    empty = set(scorer.truth("tiny_val").tokens)
+    content["results"] = {token: [] if token in empty else boxes for token, boxes in content["results"].items()}
+    path.write_text(json.dumps(content))
+    ours = scorer.score(path, "tiny_val").metrics
+    assert ours.mean_ap == 0 and sum(ours.counts.values()) > 0
+    assert largest_difference(ours, official(path, root, "tiny_val")) == 0
+
+
+@pytest.mark.parametrize("spoil", ["{", "[]", '{"meta": {}, "results": []}', '{"meta": {}}', "size"])
+def test_whatever_the_devkit_raises_is_one_error(root: Path, tmp_path: Path, spoil: str) -> None:
+    path = write_truth(tmp_path / "r.json", root, "all")
+    if spoil == "size":  # It fails in evaluate(), where boxes are laid upon each other.
+        content = json.loads(path.read_text())
+        for boxes in content["results"].values():
+            for box in boxes:
+                box["size"] = [0.0, 1.0, 1.0]
+        spoil = json.dumps(content)
+    path.write_text(spoil)
+    with pytest.raises(ValueError, match=r"r\.json cannot be scored on split 'all' of v1\.0-tiny: \w+"):
+        official(path, root, "all")
 
 
 def test_a_subset_of_everything_changes_nothing(root: Path, scorer: Scorer) -> None:

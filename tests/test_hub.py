@@ -37,7 +37,9 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A distilled camera student whose teacher is gone, with metrics."""
     folder = tmp_path_factory.mktemp("runs")
     teacher = train(mini_config(root, epochs=1), folder / "teacher", progress=False, cpu=True)
-    config = replace(mini_config(root, "camera", epochs=1), distill=DistillConfig("unidistill", str(teacher)))
+    config = mini_config(root, "camera", epochs=1)
+    cached = replace(config.data, image_cache=str(folder / "cache"))
+    config = replace(config, data=cached, distill=DistillConfig("unidistill", str(teacher)))
     student = train(config, folder / "student", progress=False, cpu=True)
     shutil.rmtree(teacher)
     write_json(student / "metrics.json", {"tiny_val": metrics().to_dict()})
@@ -84,8 +86,10 @@ def test_what_the_folder_holds(root: Path, run: Path, exported: Path) -> None:
     original, config = load_run_config(run), load_run_config(exported)  # it is a run folder too
     assert config.detector == original.detector and config.train == original.train
     assert config.data.root == "set" and config.distill is not None and config.distill.teacher == "teacher"
+    assert original.data.image_cache and config.data.image_cache == ""
     for name in ("config.json", "README.md"):
-        assert str(root.parent) not in (exported / name).read_text()
+        for local in (root.parent, run.parent):
+            assert str(local) not in (exported / name).read_text()
 
 
 def test_model_card(exported: Path) -> None:
@@ -126,6 +130,37 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run: Path, tmp_path: Pat
     with pytest.raises(FileExistsError, match="is a file"):
         save_pretrained(run, out / "notes.txt")
     assert (out / "notes.txt").read_text() == "mine" and (run / "detector.safetensors").exists()
+
+
+def test_an_evaluated_export_is_replaced(run: Path, tmp_path: Path) -> None:
+    out = save_pretrained(run, tmp_path / "out")
+    for name in ("results_tiny_val.json", "cost.json"):
+        write_json(out / name, {})
+    write_json(out / "metrics.json", {"tiny_train": metrics().to_dict()})
+    assert "| tiny_train | 3 |" in (save_pretrained(out, out) / "README.md").read_text()
+    assert (out / "metrics.json").exists()  # Of these very weights.
+    save_pretrained(run, out)
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    (out / "results.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds something else \(results\.txt\)"):
+        save_pretrained(run, out)
+
+
+def test_damaged_metrics_are_named_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics\.json: damaged"):
+        save_pretrained(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_path_does_not_go_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdlab.hub._download", lambda *_: pytest.fail("asked the hub"))
+    (tmp_path / "runs").mkdir()
+    for source in ("runs/studnet", "runs/studnet@main"):
+        with pytest.raises(FileNotFoundError, match=f"{source}: no such run folder in runs, a folder that is here"):
+            load_detector(source)
 
 
 def test_errors(run: Path, exported: Path, tmp_path: Path) -> None:

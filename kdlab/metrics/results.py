@@ -87,8 +87,8 @@ class _Store:
 
     def add(self, token: str, boxes: EvalBoxes) -> None:
         for name, column in self._columns.items():
-            values = getattr(boxes, name)
-            assert values.shape == (len(boxes), *getattr(_EMPTY, name).shape[1:]), name  # Or all later rows would shift.
+            values, shape = getattr(boxes, name), (len(boxes), *getattr(_EMPTY, name).shape[1:])
+            assert values.shape == shape, name  # Another one would shift all later rows.
             column.frombytes(values.tobytes())
         self.spans[token] = self._rows, self._rows + len(boxes)
         self._rows += len(boxes)

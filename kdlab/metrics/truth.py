@@ -73,7 +73,7 @@ class Truth:
 
     @cached_property
     def name(self) -> str:
-        """Split, version and a digest of the tokens: boxes that were read for other samples would point to wrong ones."""
+        """Split, version and a digest of the tokens: boxes that were read for other samples point to wrong ones."""
         tokens = hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()
         return f"split {self.split!r} of {self.version}, samples {tokens[:12]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Sequence
@@ -35,8 +36,18 @@ def prepare(trial: Trial, study: str) -> None:
         with replacing(folder.config) as part:
             save_config(trial.config, part)
     about = {"study": study, "change": trial.change, "seed": trial.seed, "split": trial.split}
-    write_json(trial.folder / RUN, {**about, "command": trial.command, "evaluation": trial.evaluation})
+    command = _trained_by(trial) if folder.finished else trial.command
+    write_json(trial.folder / RUN, {**about, "command": command, "evaluation": trial.evaluation})
     (trial.folder / ERROR).unlink(missing_ok=True)
+
+
+def _trained_by(trial: Trial) -> Sequence[str]:
+    """The command that trained a finished run."""
+    try:
+        command: Sequence[str] = json.loads((trial.folder / RUN).read_text())["command"]
+    except (OSError, ValueError, KeyError):
+        return trial.command
+    return command
 
 
 def note_failure(trial: Trial, code: int, why: str = "") -> str:

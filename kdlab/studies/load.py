@@ -12,22 +12,14 @@ from typing import Any, get_args
 from kdlab.checkpoint import load_run_config
 from kdlab.config import Modality, RunConfig, from_dict, load_config, to_dict
 from kdlab.presets import PRESETS
-from kdlab.studies.plan import SIMULATION, Change, Study, apply, expand
-from kdlab.studies.terms import Mode, term_changes
+from kdlab.studies.plan import BASE, SIMULATION, Change, Study, Terms, apply, expand
+from kdlab.studies.terms import term_changes
 
 PLAN = "study.json"
 """File of a study's folder that holds the whole study, as it was last run."""
 
 TOML = "study.toml"
 """Copy of the file that the study was read from."""
-
-
-@dataclass(frozen=True)
-class _Terms:
-    mode: Mode = "each-off"
-    method: str = ""
-    teacher: str = ""
-    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class _File:
     out: str = ""
     set: dict = field(default_factory=dict)  # type: ignore[type-arg]
     changes: dict = field(default_factory=dict)  # type: ignore[type-arg]
-    terms: _Terms | None = None
+    terms: Terms | None = None
 
 
 def load_study(path: Path | str, out: Path | None = None) -> Study:
@@ -48,7 +40,9 @@ def load_study(path: Path | str, out: Path | None = None) -> Study:
 
     Keys: name; base = [PRESET, MODALITY], a run folder or a config.json; seeds; split (the base's validation split
     where left out); out (runs/NAME where left out); tables set (dotted keys of RunConfig, for every run), changes.NAME
-    (see `Change`) and terms (see `term_changes`). Paths are relative to the working folder, as on the command line.
+    (see `Change`; beside the dotted keys ``base``, the change that it is judged against) and terms (see
+    `term_changes`). A study that was begun with ``cpu`` keeps it. Paths are relative to the working folder, as on the
+    command line.
 
     Args:
         path: the file, or a study's folder.
@@ -84,14 +78,25 @@ def plain_study(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "cpu": study.cpu,
         "base": to_dict(study.base),
-        "changes": [{"name": change.name, "set": dict(change.set)} for change in study.changes],
+        "changes": [{"name": c.name, "set": dict(c.set), "base": c.base} for c in study.changes],
+        "terms": None if study.terms is None else to_dict(study.terms),
     }
 
 
 def _from_plan(plan: Mapping[str, Any], out: Path) -> Study:
-    changes = tuple(Change(change["name"], change["set"]) for change in plan["changes"])
+    changes = tuple(Change(c["name"], c["set"], c.get("base", BASE)) for c in plan["changes"])
     base = from_dict(RunConfig, plan["base"], "base")
-    return Study(plan["name"], base, changes, tuple(plan["seeds"]), plan["split"], out, plan["cpu"])
+    terms = plan.get("terms")
+    made = None if terms is None else from_dict(Terms, terms, "terms")
+    return Study(plan["name"], base, changes, tuple(plan["seeds"]), plan["split"], out, plan["cpu"], made)
+
+
+def _begun_on_cpu(out: Path) -> bool:
+    """Whether the study in a folder was begun on the CPU, where it has to go on."""
+    try:
+        return bool(json.loads((out / PLAN).read_text())["cpu"])
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _from_toml(table: dict[str, Any], out: Path | None) -> Study:
@@ -111,7 +116,10 @@ def _from_toml(table: dict[str, Any], out: Path | None) -> Study:
     for name, keys in file.changes.items():
         if not isinstance(keys, dict):
             raise ValueError(f"changes.{name}: expected a table, [changes.{name}], got {keys!r}")
-        changes.append(Change(name, _flat(keys)))
+        reference = keys.pop("base", BASE)
+        if not isinstance(reference, str):
+            raise ValueError(f"changes.{name}: base: expected the name of a change, got {reference!r}")
+        changes.append(Change(name, _flat(keys), reference))
     if file.terms is not None:
         terms = file.terms
         try:
@@ -119,7 +127,8 @@ def _from_toml(table: dict[str, Any], out: Path | None) -> Study:
         except ValueError as error:
             raise ValueError(f"terms: {error}") from error
     folder = out or Path(file.out or f"runs/{file.name}")
-    return Study(file.name, base, tuple(changes), file.seeds, file.split or base.data.val, folder)
+    split, cpu = file.split or base.data.val, _begun_on_cpu(folder)
+    return Study(file.name, base, tuple(changes), file.seeds, split, folder, cpu, file.terms)
 
 
 def _instead(key: str) -> str:

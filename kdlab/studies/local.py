@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
+from kdlab.checkpoint import RunFolder
 from kdlab.studies.attempt import commands_left
 from kdlab.studies.job import Job
 from kdlab.studies.measured import Measured
+from kdlab.studies.memory import available
 from kdlab.studies.plan import Study, Trial
 from kdlab.studies.status import steps_of
 
@@ -19,7 +19,7 @@ HEADROOM = 1.2
 """Memory set aside for a run, as a multiple of the most that one has used."""
 
 WARM_STEPS = 20
-"""Steps after which a training's memory counts as known."""
+"""Steps of an attempt after which a training's memory counts as known."""
 
 SAMPLE_SECONDS = 0.5
 """Time between looks at the memory of the runs."""
@@ -46,6 +46,7 @@ class LocalEngine:
         self.jobs, self.grace = jobs, grace
         self._running: dict[Path, tuple[Trial, Job]] = {}
         self._used: dict[Path, str] = {}
+        self._first: dict[Path, int] = {}
         self._sampled = 0.0
 
     def open(self, study: Study, measured: Measured) -> None:
@@ -59,14 +60,22 @@ class LocalEngine:
             return True
         if len(self._running) >= self.jobs:
             return False
-        peak = self._measured.memory
-        if not self._measured.memory_known and all(steps_of(folder).done < WARM_STEPS for folder in self._running):
+        self._measured.memory_known |= self._measured.memory > 0 and any(map(self._warm, self._running))
+        if not self._measured.memory_known:
             return False
+        peak = self._measured.memory
         growth = sum(max(peak - job.memory(), 0) for _, job in self._running.values())
-        return bool(psutil.virtual_memory().available > HEADROOM * peak + growth)
+        return available() > HEADROOM * peak + growth
+
+    def _warm(self, run: Path) -> bool:
+        """Whether a training has gone on for long enough since its start; losses.csv holds earlier attempts, too."""
+        done = steps_of(run).done
+        self._first[run] = min(self._first[run], done)  # the attempt drops rows that are beyond its checkpoint
+        return not RunFolder(run).finished and done - self._first[run] >= WARM_STEPS
 
     def start(self, trial: Trial) -> None:
         """Start a trial."""
+        self._first[trial.folder] = steps_of(trial.folder).done
         extra = {}
         if self.jobs > 1:
             extra["OMP_NUM_THREADS"] = os.environ.get(
@@ -86,7 +95,8 @@ class LocalEngine:
             if code is not None:
                 self._running.pop(folder)
                 self._used.pop(folder, None)
-                self._measured.memory_known = self._measured.memory > 0
+                trained = steps_of(folder).done > self._first.pop(folder)
+                self._measured.memory_known |= code == 0 and trained and self._measured.memory > 0
                 yield trial, code, ""
 
     def _sample(self) -> None:

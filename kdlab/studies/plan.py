@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kdlab.checkpoint import NEUTRAL, load_run_config
+from kdlab.checkpoint import NEUTRAL, RunFolder, load_run_config
 from kdlab.config import DetectorConfig, Modality, RunConfig, from_dict, to_dict
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.distill import METHODS, Method, build_method
@@ -26,6 +26,9 @@ SIMULATION = "simulation."
 NO_METHOD = "none"
 """Value of ``distill.method`` that takes the base's distillation away."""
 
+Mode = Literal["each-off", "each-alone", "subsets"]
+"""Which changes are made of a method's terms, see `kdlab.studies.terms.term_changes`."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -37,10 +40,30 @@ class Change:
         name: also the name of its folder.
         set: values by dotted key of RunConfig (``distill.weights.feature``), or ``simulation.KEY`` for a knob of the
             simulated world. Empty for the base.
+        base: name of the change that this one is judged against; where values are set, they are set on the study's base
+            all the same.
     """
 
     name: str
     set: Mapping[str, Any]
+    base: str = BASE
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The changes of a study that are made of a method's terms.
+
+    Attributes:
+        mode: which changes.
+        method: name of the method; the base's where empty.
+        teacher: run folder of the teacher; the base's where empty.
+        terms: names; all of the method where empty.
+    """
+
+    mode: Mode = "each-off"
+    method: str = ""
+    teacher: str = ""
+    terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,9 +78,11 @@ class Study:
         split: that the runs are scored on.
         out: the study's folder.
         cpu: train and score on the CPU although there is a GPU.
+        terms: what made some of the changes; says which terms Shapley shares are of.
 
     Raises:
-        ValueError: no seeds or one twice, two changes of one name, a name that cannot be a folder's.
+        ValueError: no seeds or one twice, two changes of one name, a name that cannot be a folder's, a change to be
+            judged against one that is not there or against itself.
     """
 
     name: str
@@ -67,6 +92,7 @@ class Study:
     split: str
     out: Path
     cpu: bool = False
+    terms: Terms | None = None
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -83,6 +109,9 @@ class Study:
                 raise ValueError(f"changes.{BASE}: that name is the unchanged base's; take another")
             if "train.seed" in change.set:
                 raise ValueError(f"changes.{change.name}: train.seed comes from the study's seeds")
+            others = [BASE, *(c.name for c in self.changes if c.name != change.name)]
+            if change.base not in others:
+                raise ValueError(f"changes.{change.name}: base {change.base!r} is not one of {', '.join(others)}")
 
     def trials(self) -> tuple[Trial, ...]:
         """See `expand`."""
@@ -123,7 +152,8 @@ def expand(study: Study) -> tuple[Trial, ...]:
     """The trials of a study, all changes of the first seed first.
 
     A trial's folder is STUDY/CHANGE/seedSEED-HASH, by a hash of its config: an edited study makes new runs and keeps
-    the old ones apart. Trials of equal config have one folder, be it one that an earlier form of the study made.
+    the old ones apart. Trials of equal config have one folder, be it one that an earlier form of the study made, or an
+    earlier kdlab, whose configs lacked keys that have taken a default since: the hash only names new folders.
 
     Raises:
         FileNotFoundError: a world's knob, and no data set at the base's root.
@@ -136,13 +166,15 @@ def expand(study: Study) -> tuple[Trial, ...]:
             configs.append(apply(change.set, study.base, study.out))
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"changes.{change.name}: {error}") from error
+    there = _stored(study.out)
     homes: dict[str, Path] = {}
     trials = []
     for seed in study.seeds:
         for change, (config, world) in zip(changes, configs, strict=True):
             seeded = replace(config, train=replace(config.train, seed=seed))
             name = f"seed{seed}-{trial_hash(seeded, world)}"
-            folder = homes.setdefault(name, _home(study.out, change.name, name))
+            folder = homes.get(name) or _home(study.out, change.name, name, _core(seeded), there)
+            homes[name] = folder
             trials.append(_trial(study, change.name, seeded, folder, world))
     return tuple(trials)
 
@@ -155,9 +187,39 @@ def unique(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
     return tuple(first.values())
 
 
-def _home(out: Path, change: str, name: str) -> Path:
+def _home(out: Path, change: str, name: str, core: RunConfig, there: Mapping[Path, RunConfig | None]) -> Path:
+    """The folder that holds this config already, a finished one first; else a new one."""
+    same = [run for run, stored in there.items() if (stored == core if stored is not None else run.name == name)]
     own = out / change / name
-    return own if own.exists() else next(iter(sorted(out.glob(f"*/{name}"))), own)
+    return min(same, key=lambda run: (not RunFolder(run).finished, run.parent != own.parent, run != own), default=own)
+
+
+def _stored(out: Path) -> dict[Path, RunConfig | None]:
+    """What decides the numbers of the runs in a study's folder; None where there is no config that can be read."""
+    found: dict[Path, RunConfig | None] = {}
+    for run in sorted(out.glob("*/seed*-*")):
+        try:
+            found[run] = _core(load_run_config(run))
+        except (OSError, ValueError):
+            found[run] = None
+    return found
+
+
+def _core(config: RunConfig) -> RunConfig:
+    """A config with what does not decide a run's numbers as by default; a study's world is known by its digest."""
+    plain = _plain(config)
+    root = Path(config.data.root)
+    if root.parent.name == WORLDS and re.fullmatch("[0-9a-f]+", root.name):
+        plain["data"]["root"] = f"world {root.name}"
+    return from_dict(RunConfig, plain)
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    plain = to_dict(config)
+    for key in NEUTRAL:
+        section, name = key.split(".")
+        plain[section].pop(name)
+    return plain
 
 
 def _trial(study: Study, change: str, config: RunConfig, folder: Path, world: SimulationConfig | None) -> Trial:
@@ -175,10 +237,7 @@ def trial_hash(config: RunConfig, world: SimulationConfig | None = None) -> str:
         config: of the run; keys that may change when a run goes on do not count.
         world: the simulated world in ``config.data.root``, which counts in place of the folder's name.
     """
-    plain = to_dict(config)
-    for key in NEUTRAL:
-        section, name = key.split(".")
-        plain[section].pop(name)
+    plain = _plain(config)
     if world is not None:
         plain["data"]["root"] = f"world {world.digest()}"
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]

@@ -28,6 +28,9 @@ from kdlab.studies.status import State, state
 
 POLL_SECONDS = 0.1
 
+SAVE_GROWTH = 1.05
+"""Growth of the memory that a run was seen to use after which it is written down, for a study that is killed."""
+
 
 class Engine(Protocol):
     """Where trials run."""
@@ -60,7 +63,7 @@ class Outcome:
     Attributes:
         folder: the study's.
         finished: number of runs that are trained and scored, earlier ones included.
-        failed: trials of this call that failed, with the reason.
+        failed: trials of this call that failed, with the reason; and stale ones, which are not run (`state`).
     """
 
     folder: Path
@@ -90,17 +93,19 @@ def run_study(
     runs = unique(trials)
     view = View(progress)
     with locked(study.out):
-        todo = [trial for trial in runs if state(trial)[0] != "finished"]
+        states = {trial.folder: state(trial) for trial in runs}
+        todo = [trial for trial in runs if states[trial.folder][0] not in ("finished", "stale")]
+        stale = [(trial, why) for trial in runs for now, why in [states[trial.folder]] if now == "stale"]
         check(study, todo)
         _write_plan(study, trials, source)
         _write_worlds(todo, progress)
         measured = load_measured(study.out)
-        board = Board(study.name, todo, len(runs) - len(todo), total_steps(todo), measured)
+        board = Board(study.name, todo, len(runs) - len(todo) - len(stale), total_steps(todo), measured)
         try:
             failed = _run_all(study, todo, engine or LocalEngine(), board, view)
         finally:
             view.close()
-    return Outcome(study.out, board.done, tuple(failed))
+    return Outcome(study.out, board.done, (*stale, *failed))
 
 
 def _run_all(study: Study, todo: Sequence[Trial], engine: Engine, board: Board, view: View) -> list[tuple[Trial, str]]:
@@ -108,6 +113,7 @@ def _run_all(study: Study, todo: Sequence[Trial], engine: Engine, board: Board, 
     if not waiting:
         return failed
     engine.open(study, board.measured)
+    saved = board.measured.memory
     with StopSignal() as stop:
         try:
             while (waiting or board.running) and not stop.requested:
@@ -121,6 +127,9 @@ def _run_all(study: Study, todo: Sequence[Trial], engine: Engine, board: Board, 
                     engine.start(trial)
                     board.start(trial)
                 board.look()
+                if board.measured.memory > SAVE_GROWTH * saved:
+                    saved = board.measured.memory
+                    save_measured(study.out, board.measured)
                 if view.due:
                     view.show(board.lines())
                 time.sleep(POLL_SECONDS)
@@ -128,6 +137,7 @@ def _run_all(study: Study, todo: Sequence[Trial], engine: Engine, board: Board, 
                 view.say("stopping: the running trainings write their checkpoints")
         finally:
             engine.close()
+            save_measured(study.out, board.measured)
     if stop.requested:
         raise Interrupted(
             f"stopped with {board.done} of {board.all} runs done; the same command goes on from there ({study.out})"

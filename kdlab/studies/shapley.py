@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 
 from kdlab.checkpoint import NEUTRAL, load_run_config
 from kdlab.config import RunConfig, to_dict
+from kdlab.studies.comparable import mixture
 from kdlab.studies.plan import method_of
 from kdlab.studies.verdict import Kind, interval
 
@@ -50,6 +53,7 @@ def shapley(
     metric: str = "mAP",
     terms: Sequence[str] | None = None,
     *,
+    of: str | None = None,
     level: float = 0.95,
     method: Kind = "t",
 ) -> pd.DataFrame:
@@ -62,6 +66,7 @@ def shapley(
         rows: finished trials (`kdlab.studies.results.collect`).
         metric: a column of it.
         terms: at most four; by default all that are on in the run with the most.
+        of: method of distillation; any where left out.
         level: of the intervals.
         method: of the intervals, see `kdlab.studies.verdict.interval`.
 
@@ -70,21 +75,43 @@ def shapley(
         unit), sd, low, high, seeds.
 
     Raises:
-        ValueError: no distilled run, more than four terms, an unknown one, or no seed with every subset; the message
-            names the trials that are missing.
+        ValueError: no distilled run, more than four terms, an unknown one, no seed with every subset (the message names
+            the trials that are missing), or runs of several teachers, training data or precisions.
     """
-    games, terms = _games(rows, metric, terms)
+    runs = _runs(rows, metric, of)
+    terms = _players(runs, terms)
+    game = _game(runs, terms)
     subsets = _subsets(terms)
-    whole = [seed for seed, game in games.items() if all(s in game for s in subsets)]
+    whole = [seed for seed, by in game.items() if all(s in by for s in subsets)]
     if not whole:
-        raise ValueError(_missing(games, subsets, metric, terms))
-    found = [shares(games[seed], terms) for seed in whole]
+        raise ValueError(_missing(game, subsets, metric, terms))
+    part = [run for seed in whole for run in game[seed].values()]
+    kinds = pd.DataFrame([run.row for run in part]).assign(change="the runs of every subset")
+    reason = mixture(kinds[kinds["teacher"].notna()] if "teacher" in kinds else kinds) or mixture(kinds)
+    if reason:
+        raise ValueError(f"Shapley shares: {reason}")
+    found = [shares({s: game[seed][s].value for s in subsets}, terms) for seed in whole]
     parts = {term: [by[term] for by in found] for term in terms} | {"all together": [sum(by.values()) for by in found]}
     table = []
     for term, values in parts.items():
         mean = interval(values, level, method)
         table.append((metric, term, mean.mean, mean.sd, mean.low, mean.high, mean.n))
     return pd.DataFrame(table, columns=["metric", "term", "share", "sd", "low", "high", "seeds"])
+
+
+def complete_games(rows: pd.DataFrame, metric: str = "mAP") -> dict[str, tuple[str, ...]]:
+    """By method of distillation, the most terms, two to four, of which some seed has a run of every subset."""
+    runs = _runs(rows, metric)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in dict.fromkeys(run.config.distill.method for run in runs if run.config.distill is not None):
+        mine = [run for run in runs if run.config.distill is None or run.config.distill.method == name]
+        known = sorted(frozenset[str]().union(*(run.on for run in mine)))
+        sizes = range(min(MAX_TERMS, len(known)), 1, -1)
+        for terms in (t for size in sizes for t in combinations(known, size)):
+            if any(len(by) == 2 ** len(terms) for by in _game(mine, terms).values()):
+                found[name] = terms
+                break
+    return found
 
 
 def terms_on(config: RunConfig) -> Subset:
@@ -109,33 +136,57 @@ def _setting(config: RunConfig, off: Subset) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
-def _games(
-    rows: pd.DataFrame, metric: str, terms: Sequence[str] | None
-) -> tuple[dict[int, dict[Subset, float]], tuple[str, ...]]:
-    """By seed, the metric of every subset that was run; and the terms."""
-    runs = [(load_run_config(run), value) for run, value in zip(rows["folder"], rows[metric], strict=True)]
-    on = [terms_on(config) for config, _ in runs]
-    most = max(on, key=len, default=frozenset())
+@dataclass(frozen=True)
+class _Run:
+    config: RunConfig
+    on: Subset
+    value: float
+    row: Mapping[Hashable, Any]
+
+
+def _runs(rows: pd.DataFrame, metric: str, of: str | None = None) -> list[_Run]:
+    """The runs with a number, of one method or any, and those without distillation."""
+    found = []
+    for row in rows.to_dict("records"):
+        config = load_run_config(row["folder"])
+        if math.isfinite(row[metric]) and (of is None or config.distill is None or config.distill.method == of):
+            found.append(_Run(config, terms_on(config), float(row[metric]), row))
+    return found
+
+
+def _players(runs: Sequence[_Run], terms: Sequence[str] | None) -> tuple[str, ...]:
+    most = max((run.on for run in runs), key=len, default=frozenset[str]())
     if not most:
         raise ValueError("Shapley shares want runs with distillation; none is finished")
     players = tuple(sorted(most) if terms is None else terms)
-    _check(players, most)
-    found: list[dict[int, dict[Subset, float]]] = []
-    for full in (config for (config, _), active in zip(runs, on, strict=True) if active == most):
-        games: dict[int, dict[Subset, float]] = {}
-        for (config, value), active in zip(runs, on, strict=True):
-            if _takes_part(config, active, full, most, frozenset(players)) and math.isfinite(value):
-                games.setdefault(config.train.seed, {})[active & set(players)] = float(value)
-        found.append(games)
-    return max(found, key=lambda games: sum(map(len, games.values()))), players
+    _check(players, frozenset[str]().union(*(run.on for run in runs)))
+    return players
 
 
-def _takes_part(config: RunConfig, active: Subset, full: RunConfig, most: Subset, players: Subset) -> bool:
-    """Whether a run differs from the one with all terms in nothing but its seed and which of the players are off."""
-    if config.distill is None:
-        return most == players and _setting(config, players) == _setting(_without(full), players)
-    off = players - active
-    return active | off == most and _setting(config, off) == _setting(full, off)
+def _game(runs: Sequence[_Run], terms: Sequence[str]) -> dict[int, dict[Subset, _Run]]:
+    """By seed, the run of every subset that was run: of the settings with all terms on, the one with the most."""
+    players = frozenset(terms)
+    found: list[dict[int, dict[Subset, _Run]]] = [{}]
+    settings = set[str]()
+    for full in (run for run in runs if players <= run.on):
+        setting = _setting(full.config, frozenset())
+        if setting in settings:
+            continue
+        settings.add(setting)
+        game: dict[int, dict[Subset, _Run]] = {}
+        for run in runs:
+            if _takes_part(run, full, players):
+                game.setdefault(run.config.train.seed, {})[run.on & players] = run
+        found.append(game)
+    return max(found, key=lambda game: sum(map(len, game.values())))
+
+
+def _takes_part(run: _Run, full: _Run, players: Subset) -> bool:
+    """Whether a run differs from one with all terms in nothing but its seed and which of the players are off."""
+    if run.config.distill is None:
+        return full.on == players and _setting(run.config, players) == _setting(_without(full.config), players)
+    off = players - run.on
+    return run.on | off == full.on and _setting(run.config, off) == _setting(full.config, off)
 
 
 def _without(config: RunConfig) -> RunConfig:
@@ -157,7 +208,7 @@ def _subsets(terms: Sequence[str]) -> list[Subset]:
 
 
 def _missing(
-    games: Mapping[int, Mapping[Subset, float]], subsets: Sequence[Subset], metric: str, terms: Sequence[str]
+    games: Mapping[int, Mapping[Subset, _Run]], subsets: Sequence[Subset], metric: str, terms: Sequence[str]
 ) -> str:
     lines = []
     for subset in subsets:

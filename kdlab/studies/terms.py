@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from kdlab.config import RunConfig
-from kdlab.studies.plan import NO_METHOD, Change, apply, method_of
-
-Mode = Literal["each-off", "each-alone", "subsets"]
+from kdlab.studies.plan import BASE, NO_METHOD, Change, Mode, apply, method_of
 
 MAX_TERMS = 4
 """Of subsets: more would be more than 16 runs a seed."""
@@ -20,9 +18,9 @@ def term_changes(
 ) -> tuple[Change, ...]:
     """Changes over the terms of a method.
 
-    ``each-off``: the whole method, and without each term. ``each-alone``: the whole method, and each term with all
-    others off. ``subsets``: every subset of the terms with all others off, for Shapley shares; the empty one is the run
-    without distillation.
+    ``each-off``: the whole method, and without each term, judged against the whole method. ``each-alone``: the whole
+    method, and each term with all others off. ``subsets``: every subset of the terms with all others off, for Shapley
+    shares; the empty one is the run without distillation.
 
     Args:
         base: what is changed.
@@ -50,12 +48,12 @@ def term_changes(
     if len(players) < len(terms):
         raise ValueError(f"terms: one of {', '.join(terms)} is there twice")
 
-    def change(name: str, off: Iterable[str]) -> Change:
-        return Change(name, {**start, **{f"distill.weights.{term}": 0.0 for term in off}})
+    def change(name: str, off: Iterable[str], reference: str = BASE) -> Change:
+        return Change(name, {**start, **{f"distill.weights.{term}": 0.0 for term in off}}, reference)
 
     whole = change(built.name, ())
     if mode == "each-off":
-        return (whole, *(change(f"without-{term}", [term]) for term in players))
+        return (whole, *(change(f"without-{term}", [term], built.name) for term in players))
     if mode == "each-alone":
         return (whole, *(change(f"only-{term}", [t for t in known if t != term]) for term in players))
     if len(players) > MAX_TERMS:

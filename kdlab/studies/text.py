@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdlab.studies.plan import BASE
 from kdlab.studies.verdict import BEATS, COSTS, DOES_NOT_BEAT, INCONCLUSIVE, MANY_SEEDS, NOT_COMPARABLE, higher
 
 MINUS = "−"
@@ -57,15 +58,16 @@ def with_interval(row: Mapping[str, Any]) -> str:
 def sentence(row: Mapping[str, Any]) -> str:
     """One row of `kdlab.studies.verdict.verdicts` as a sentence."""
     change, metric, word = row["change"], row["metric"], row["verdict"]
+    rival = reference(row)
     if word == NOT_COMPARABLE:
-        return f"{change} is NOT COMPARABLE with the base on {metric}: {row['note']}."
+        return f"{change} is NOT COMPARABLE with {rival} on {metric}: {row['note']}."
     note = f"; {row['note']}" if row["note"] else ""
     seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
     if row["seeds"] == 0:
-        return f"{change} is INCONCLUSIVE against the base on {metric}: no seed with a number of both{note}."
+        return f"{change} is INCONCLUSIVE against {rival} on {metric}: no seed with a number of both{note}."
     if row["seeds"] == 1:
         return (
-            f"{change} is INCONCLUSIVE against the base on {metric}: difference {signed(number(row['difference']))} "
+            f"{change} is INCONCLUSIVE against {rival} on {metric}: difference {signed(number(row['difference']))} "
             f"(1 seed has no interval; run at least two){note}."
         )
     level = f"{100 * row['level']:g} %"
@@ -73,13 +75,19 @@ def sentence(row: Mapping[str, Any]) -> str:
         low, high = sorted((abs(row["low"]), abs(row["high"])))
         side = "" if higher(metric) else " less"
         size, span = number(abs(row["difference"])), f"{level} {number(low)}..{number(high)}, {seeds}"
-        return f"{change} BEATS the base on {metric} by {size}{side} ({span}){note}."
+        return f"{change} BEATS {rival} on {metric} by {size}{side} ({span}){note}."
     ends = f"{signed(number(row['low']))}..{signed(number(row['high']))}"
     span = f"difference {signed(number(row['difference']))} ({level} {ends}, {seeds})"
     if word == DOES_NOT_BEAT:
-        return f"{change} DOES NOT BEAT the base on {metric}: {span}{note}."
+        return f"{change} DOES NOT BEAT {rival} on {metric}: {span}{note}."
     assert word == INCONCLUSIVE
-    return f"{change} is INCONCLUSIVE against the base on {metric}: {span}; {_settled(row['seeds_needed'])}{note}."
+    return f"{change} is INCONCLUSIVE against {rival} on {metric}: {span}; {_settled(row['seeds_needed'])}{note}."
+
+
+def reference(row: Mapping[str, Any]) -> str:
+    """What a change is judged against, in words."""
+    name = row.get("reference", BASE)
+    return "the base" if name == BASE else str(name)
 
 
 def _settled(seeds: float) -> str:

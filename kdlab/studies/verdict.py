@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from kdlab.studies.comparable import OTHER_DATA, not_comparable, twins
 from kdlab.studies.plan import BASE
 
 BEATS, DOES_NOT_BEAT, INCONCLUSIVE = "BEATS", "DOES NOT BEAT", "INCONCLUSIVE"
@@ -24,7 +25,7 @@ NOT_COMPARABLE = "NOT COMPARABLE"
 SCORES = ("mAP", "NDS")
 ERRORS = ("mATE", "mASE", "mAOE", "mAVE", "mAAE")
 MEASURED = ("train_seconds", "train_memory_mb", "test_seconds", "test_memory_mb")
-"""Costs that depend on the machine: runs of one device alone are compared."""
+"""Costs that depend on the machine: runs of one device and number of threads alone are compared."""
 
 COSTS = (*MEASURED[:2], "train_parameters", "teacher_parameters", *MEASURED[2:], "test_parameters")
 
@@ -44,7 +45,7 @@ FEW_SEEDS = 8
 """Below this the percentile bootstrap's interval is too narrow: at 5 seeds a 95 % interval covers about 83 %."""
 
 COLUMNS = (
-    *("change", "metric", "seeds", "base", "value", "difference", "sd", "low", "high", "worth"),
+    *("change", "reference", "metric", "seeds", "base", "value", "difference", "sd", "low", "high", "worth"),
     *("verdict", "seeds_needed", "p", "level", "method", "note"),
 )
 """Of `verdicts`."""
@@ -190,52 +191,88 @@ def verdicts(
     other_data: bool = False,
     adjust: str | None = None,
 ) -> pd.DataFrame:
-    """Every change against the base on every metric.
+    """Every change against the base, or the change that it names as its reference, on every metric.
+
+    A change that shares its runs with its reference, or with a change before it, has no verdict of its own (`twins`).
+    Nor has one whose reference has no finished run.
 
     Args:
         rows: finished trials (`kdlab.studies.results.collect`).
-        base: the change that the others are compared with.
+        base: the change that the others are compared with, where the rows name no ``reference``.
         worth: smallest differences worth having by metric, in place of the defaults (WORTH, 0.01 AP, 5 % of a cost).
         level: of the intervals.
         method: of the intervals, see `interval`.
         other_data: also compare changes that were scored on another data set than the base; their note says so.
-        adjust: a metric on which BEATS is also judged with Holm's correction for the number of changes.
+        adjust: a metric on which BEATS is also judged with Holm's correction for the number of changes that have a p.
 
     Returns:
-        One row per change and metric: change, metric, seeds (paired), base, value (means over them), difference
-        (value - base), sd, low, high, worth, verdict, seeds_needed (NaN once settled), p, level, method, note, and with
-        ``adjust`` p_holm and adjusted.
+        One row per change and metric: change, reference, metric, seeds (paired), base, value (means over them; base is
+        the reference's), difference (value - base), sd, low, high, worth, verdict, seeds_needed (NaN once settled), p,
+        level, method, note, and with ``adjust`` p_holm, adjusted and comparisons (their number).
 
     Raises:
-        ValueError: no base, several splits, a base on several data sets, or two runs of one change and seed.
+        ValueError: no reference, several splits, a reference on several data sets, two runs of one change and seed, or
+            an option that cannot be.
     """
-    _check(rows, base)
+    check_options(worth, level, method)
+    rows = rows if "reference" in rows else rows.assign(reference=base)
+    judged = _pairs(rows)
+    _check(rows, judged, base)
     if adjust is not None and method != "t":
         raise ValueError(
             "verdicts: Holm's correction wants p-values, which the bootstrap does not give; use method='t'"
         )
-    ours = rows[rows["change"] == base].set_index("seed")
     found = []
-    for change, group in rows[rows["change"] != base].groupby("change", sort=False):
-        theirs = group.set_index("seed")
+    for change, reference in judged.items():
+        ours, theirs = (rows[rows["change"] == name].set_index("seed") for name in (reference, change))
         for metric in metrics_of(rows):
             row = _verdict(ours, theirs, metric, worth, level, method, other_data)
-            found.append({"change": change, **row, "level": level, "method": method})
+            found.append({"change": change, "reference": reference, **row, "level": level, "method": method})
     table = pd.DataFrame(found, columns=list(COLUMNS))
     return table if adjust is None else _adjusted(table, adjust, level)
 
 
 def differences(rows: pd.DataFrame, metric: str, base: str = BASE) -> pd.DataFrame:
-    """Differences to the base by seed: change, seed, difference; of seeds that both have with a number."""
-    ours = rows[rows["change"] == base].set_index("seed")[metric].astype(float)
-    others = rows[rows["change"] != base]
-    paired = others[metric].astype(float) - others["seed"].map(ours).astype(float)
+    """Differences to the base, or the reference of a change, by seed: change, seed, difference.
+
+    Of seeds that both have with a number.
+    """
+    rows = rows if "reference" in rows else rows.assign(reference=base)
+    known = rows.set_index(["change", "seed"])[metric].astype(float)
+    others = rows[rows["change"] != rows["reference"]]
+    pairs = pd.MultiIndex.from_arrays([others["reference"], others["seed"]])
+    paired = others[metric].astype(float).to_numpy() - known.reindex(pairs).to_numpy()
     return others[["change", "seed"]].assign(difference=paired).dropna()
 
 
-def _check(rows: pd.DataFrame, base: str) -> None:
-    if base not in set(rows["change"]):
-        raise ValueError(f"no finished run of {base!r}, which the others are compared with; run the study on")
+def check_options(
+    worth: Mapping[str, float] | None = None, level: float = 0.95, method: str = "t", other_data: bool = False
+) -> None:
+    """See that options of `verdicts` can be, before hours of training.
+
+    Raises:
+        ValueError: an unknown metric or method, a level outside (0, 1).
+    """
+    known = (*SCORES, *ERRORS, *COSTS)
+    for metric, value in (worth or {}).items():
+        if metric not in known and not metric.startswith("AP "):
+            raise ValueError(f"worth: unknown metric {metric!r}; known: {', '.join(known)}, AP CLASS")
+        if not value >= 0:
+            raise ValueError(f"worth: {metric} wants a number from 0 on, got {value}")
+    interval([], level, method)  # type: ignore[arg-type]
+
+
+def _pairs(rows: pd.DataFrame) -> dict[str, str]:
+    """The changes to judge, and against which each."""
+    same, there = twins(rows), set(rows["change"])
+    named = rows.drop_duplicates("change").set_index("change")["reference"]
+    return {c: r for c, r in named.items() if c != r and r in there and c not in same}
+
+
+def _check(rows: pd.DataFrame, judged: Mapping[str, str], base: str) -> None:
+    missing = sorted(set(rows["reference"]) - set(rows["change"]))
+    if not judged and missing:
+        raise ValueError(f"no finished run of {missing[0]!r}, which the others are compared with; run the study on")
     splits = rows["split"].dropna().unique()
     if len(splits) > 1:
         raise ValueError(f"the runs were scored on several splits, {', '.join(splits)}; compare one at a time")
@@ -247,8 +284,9 @@ def _check(rows: pd.DataFrame, base: str) -> None:
             f"{first['change']} has {len(folders)} runs of seed {first['seed']}: {', '.join(map(str, folders))}; "
             "move all but one out of the study"
         )
-    if rows[rows["change"] == base]["data"].nunique() > 1:
-        raise ValueError(f"the runs of {base!r} were scored on different data sets; evaluate them on one")
+    for reference in dict.fromkeys([base, *judged.values()]):
+        if rows[rows["change"] == reference]["data"].nunique() > 1:
+            raise ValueError(f"the runs of {reference!r} were scored on different data sets; evaluate them on one")
 
 
 def _verdict(
@@ -263,8 +301,8 @@ def _verdict(
     shared = ours.index.intersection(theirs.index)
     pairs = pd.DataFrame({"base": ours[metric].reindex(shared), "value": theirs[metric].reindex(shared)}, dtype=float)
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
-    reason = _not_comparable(ours.reindex(pairs.index), theirs.reindex(pairs.index), metric)
-    refused = reason if not other_data or reason != _OTHER_DATA else ""
+    reason = not_comparable(ours.reindex(pairs.index), theirs.reindex(pairs.index), metric in MEASURED)
+    refused = reason if not other_data or reason != OTHER_DATA else ""
     found = interval([] if refused else pairs["value"] - pairs["base"], level, method)
     base = float(pairs["base"].mean())
     better, least = found.better(metric), worth_of(metric, base, worth)
@@ -285,18 +323,6 @@ def _verdict(
         "p": p_value(found) if method == "t" else math.nan,
         "note": "; ".join(filter(None, notes)),
     }
-
-
-_OTHER_DATA = "another data set than the base's"
-
-
-def _not_comparable(ours: pd.DataFrame, theirs: pd.DataFrame, metric: str) -> str:
-    both = pd.concat([ours, theirs])
-    if both["data"].nunique() > 1:
-        return _OTHER_DATA
-    if metric in MEASURED and both["device"].nunique() > 1:
-        return "measured on another device than the base's"
-    return ""
 
 
 def _notes(
@@ -322,15 +348,16 @@ def _notes(
     if word == BEATS and better.high < worth:
         notes.append("better, but by less than is worth having")
     if word == DOES_NOT_BEAT and better.high < 0:
-        notes.append("worse than the base")
+        notes.append("worse than the reference")
     return notes
 
 
 def _adjusted(table: pd.DataFrame, metric: str, level: float) -> pd.DataFrame:
     chosen = table["metric"] == metric
-    table = table.assign(p_holm=math.nan, adjusted="")
+    table = table.assign(p_holm=math.nan, adjusted="", comparisons=0)
     p = table.loc[chosen, "p"].to_numpy(float)
     table.loc[chosen, "p_holm"] = holm(list(p))
+    table.loc[chosen, "comparisons"] = int(np.isfinite(p).sum())
     word = table.loc[chosen, "verdict"]
     lost = (word == BEATS) & ~(table.loc[chosen, "p_holm"] < 1 - level)
     table.loc[chosen, "adjusted"] = word.where(~lost, INCONCLUSIVE)

@@ -72,6 +72,12 @@ def test_a_result_file(root: Path, result: Path, tmp_path: Path, capsys: pytest.
     summary = json.loads((tmp_path / "m.json").read_text())
     assert summary["mean_ap"] == metrics.mean_ap > 0 and summary["meta"]["use_camera"] is True
     assert {"label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores", "nd_score"} < set(summary)
+    origin = {"split": "all", "subset": None, "samples": 6, "counts": metrics.counts, "data": metrics.data}
+    assert summary["kdlab"] == origin
+    assert cli.main(words(root, result, "--json", tmp_path / "near.json", "--distance", 0, 10)) == 0
+    near = json.loads((tmp_path / "near.json").read_text())["kdlab"]
+    assert near["subset"] == "distance (0.0, 10.0)" and 0 < near["counts"]["car"] < metrics.counts["car"]
+    capsys.readouterr()
 
     from nuscenes.eval.detection.data_classes import DetectionMetrics
 
@@ -86,13 +92,14 @@ def test_both_numbers_side_by_side(
     out = capsys.readouterr().out
     assert "nuscenes-devkit" in out and "mAAE" in out and "largest difference" in out and "DIFFER" not in out
 
-    real = kdlab.official.official
+    assert "its tables included" in out and "times as long" in out
+    real = kdlab.official.timed_official
 
-    def wrong(*args: object, **options: object) -> Metrics:
-        metrics = real(*args, **options)  # type: ignore[arg-type]
-        return replace(metrics, mean_ap=metrics.mean_ap + 2e-9)
+    def wrong(*args: object, **options: object) -> tuple[Metrics, float]:
+        metrics, seconds = real(*args, **options)  # type: ignore[arg-type]
+        return replace(metrics, mean_ap=metrics.mean_ap + 2e-9), seconds
 
-    monkeypatch.setattr(kdlab.official, "official", wrong)
+    monkeypatch.setattr(kdlab.official, "timed_official", wrong)
     assert cli.main(words(root, result, "--official")) == 1
     assert "THEY DIFFER by more than 1e-09" in capsys.readouterr().out
 
@@ -188,6 +195,12 @@ def test_what_does_not_go_together(root: Path, result: Path, run: Path, capsys: 
         ([*given, "--run", "x"], "one of the two"),
         (given[:-2], "--result wants --data (the data set) and --split"),
         ([*given, "--out", "x"], "--out goes with --run"),
+        ([*given, "--workers", "3"], "--workers goes with --run"),
+        ([*given, "--cpu"], "--cpu goes with --run"),
+        ([*given, "--against", str(result)], "that is the very file that is scored; name another one"),
+        ([*given, "--distance", "9", "3"], "distance must be two numbers, the first below the second, got (9.0, 3.0)"),
+        ([*given, "--distance", "90", "99"], "no annotation that counts within distance (90.0, 99.0)"),
+        (["evaluate", "--run", str(run), "--version", "v9", "--split", "all"], "holds no version 'v9'"),
         (["evaluate", "--run", "a", "b", "--by-sample", "x.csv"], "--by-sample goes with a single --run"),
         ([*given, "--rings", "0"], "--rings wants two or more rising distances"),
         ([*given, "--rings", "0", "20", "10"], "--rings wants two or more rising distances"),

@@ -164,17 +164,31 @@ def test_a_folder_that_cannot_be_made(image: Path, caplog: pytest.LogCaptureFixt
     assert cache.reserve([image], 1, (HEIGHT, WIDTH)) == "" and len(caplog.records) == 1
 
 
-def test_the_size_is_told_once(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_files_of_killed_processes_go(image: Path, tmp_path: Path) -> None:
+    cache = ImageCache(tmp_path / "cache")
+    cache.read(image)
+    (entry,) = entries(tmp_path / "cache")
+    old, new = (entry.with_name(f"{entry.name}.{name}.part") for name in ("old", "new"))
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    os.utime(entry, (0, 0))
+    assert cache.reserve([image], 1, (HEIGHT, WIDTH)) == ""
+    assert entry.exists() and new.exists() and not old.exists()
+
+
+def test_the_size_is_told_once(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for expected in (IMAGES, 3 * len(CAMERAS), 0):
         dataset = NuScenesDataset(root, split="all", points=False, image_cache=tmp_path)
         loader = Loader(dataset, image_size=(HEIGHT // 2, WIDTH // 2), batch_size=1)
-        told = capsys.readouterr().out
+        told = [record.getMessage() for record in caplog.records]
+        caplog.clear()
         if expected:
             size = f"{expected} images of {HEIGHT // 2} x {WIDTH // 2} pixels, "
-            assert told.startswith(f"image cache {tmp_path}: {size}") and told.endswith(" MB to store\n")
-            assert told.count("\n") == 1
+            assert len(told) == 1 and told[0].startswith(f"image cache {tmp_path}: {size}")
+            assert told[0].endswith(" MB to store")
         else:
-            assert told == ""
+            assert not told
         for step, _ in enumerate(loader.epoch(0)):
             if step == 2 and expected == IMAGES:
                 break

@@ -216,6 +216,41 @@ def test_records_do_not_depend_on_chunks(folder: Path, chunk: int, monkeypatch: 
     assert list(records(path)) == json.loads(path.read_text())
 
 
+@pytest.mark.parametrize("chunk", range(1, 40))
+def test_spaces_at_the_end_of_a_chunk_stay(folder: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "scene.json"
+    table = [{"name": "a  b } , { c ", "description": "  rain,  night  "}, {"name": " ", "description": ""}]
+    monkeypatch.setattr("kdlab.data.tables_json._CHUNK", chunk)
+    for text in (json.dumps(table), "[" + json.dumps(table, indent=2)[1:] + " \n"):
+        path.write_text(text)
+        assert list(records(path)) == table
+
+
+def test_annotations_of_one_time_are_refused(folder: Path) -> None:
+    rows = json.loads((folder / "sample.json").read_text())
+    times = sorted(r["timestamp"] for r in rows if r["scene_token"] == rows[0]["scene_token"])
+    edit(folder / "sample.json", f'"timestamp": {times[1]}', f'"timestamp": {times[0]}')
+    with pytest.raises(ValueError, match=r"sample_annotation\.json: '.+' has no velocity: the annotations before"):
+        load_tables(folder)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError])
+def test_an_interrupted_cache_leaves_nothing(
+    folder: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("now")
+
+    before = sorted(p.name for p in folder.iterdir())
+    monkeypatch.setattr(np, "savez", fail)
+    if error is OSError:
+        load_tables(folder)
+    else:
+        with pytest.raises(error):
+            load_tables(folder)
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
 def test_categories_are_the_devkits() -> None:
     from nuscenes.eval.detection.utils import category_to_detection_name
     from nuscenes.utils.color_map import get_colormap

@@ -73,6 +73,15 @@ def test_detections_that_cannot_be_evaluated() -> None:
         from_detections(["s0", "s1"], [detections(1, 2), some], [eye, eye], truth)
 
 
+def test_the_number_of_boxes_is_a_setting() -> None:
+    truth, eye = Case({"s0": [box(0, 0)]}, {}).truth(), torch.eye(4, dtype=torch.float64)
+    many = detections(0, 600)
+    for most, left in ((3, 3), (500, 500), (550, 550), (700, 600)):
+        found = from_detections(["s0"], [many], [eye], truth, most)
+        assert len(found) == left and found.of == truth.name
+        assert found.score.tolist() == sorted(many.scores.double().tolist(), reverse=True)[:left]
+
+
 def test_join_and_take() -> None:
     truth = Case({"s0": [box(1, 2), box(3, 4)], "s1": [box(5, 6, "bus")]}, {}).truth()
     both = EvalBoxes.join([truth.boxes, EvalBoxes.empty(), truth.boxes.take(np.array([2]))])

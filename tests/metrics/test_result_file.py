@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tracemalloc
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from kdlab.metrics.boxes import COLUMNS, EvalBoxes
 from kdlab.metrics.config import EvaluationConfig
+from kdlab.metrics.evaluation import evaluate
+from kdlab.metrics.per_sample import sample_scores
 from kdlab.metrics.results import read_results
 from kdlab.metrics.stream import JsonStream
 from kdlab.metrics.truth import Truth
@@ -165,6 +167,35 @@ def test_a_wrong_box_is_named(tmp_path: Path, key: str, value: Any, message: str
     refused(path, case.truth(), rf"sample 's0', box 3 \({name}\): {message}")
     with pytest.raises((AssertionError, TypeError, ValueError, KeyError)):
         case.devkit(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("translation", [[0], [0], [0]]), ("translation", [[], [], []]), ("size", [[1, 1], [1, 1], [1, 1]]),
+    ("size", [[1], 1, 1]), ("rotation", [[1], [0], [0], [0]]), ("velocity", [[0], [0]]), ("velocity", [None, None]),
+    ("ego_translation", [[0], [0], [0]]), ("translation", [10**30, 0, {}]),
+])  # fmt: skip
+@pytest.mark.parametrize("boxes", [1, 3])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_lists_in_lists_are_refused(tmp_path: Path, key: str, value: Any, boxes: int, everywhere: bool) -> None:
+    case = Case({"s0": [box(i, 0) for i in range(3)]}, {"s0": [box(i, 0) for i in range(boxes)]})
+    for wrong in case.results["s0"] if everywhere else case.results["s0"][-1:]:
+        wrong[key] = value
+    first = 0 if everywhere else boxes - 1
+    message = rf"sample 's0', box {first} \(car\): {key} holds .*not a number"
+    refused(case.write(tmp_path / "r.json"), case.truth(), message)
+
+
+def test_boxes_know_their_samples(tmp_path: Path) -> None:
+    case = Case({"s0": [box(0, 0)], "s1": []}, {"s0": [], "s1": []})
+    truth = case.truth()
+    boxes = read_results(case.write(tmp_path / "r.json"), truth)
+    assert boxes.of == truth.name and len({truth.name, Case({"s1": [], "s0": [box(0, 0)]}, {}).truth().name}) == 2
+    other = Case({"s1": [box(0, 0)], "s2": []}, {}).truth()
+    for score in (evaluate, sample_scores):
+        score(truth, boxes)
+        with pytest.raises(ValueError, match=r"read for split 'own' of v1\.0-made, samples \w+, not for split 'own'"):
+            score(other, boxes)
+        score(other, replace(boxes, of=""))
 
 
 @pytest.mark.parametrize("key", ["sample_token", "translation", "size", "rotation", "velocity", "detection_name",

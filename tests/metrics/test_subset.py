@@ -78,6 +78,42 @@ def test_day_and_night() -> None:
     assert restricted(case, Subset(time="night")).metrics.samples == 1
 
 
+def test_the_nearest_annotation_is_matched_even_where_it_does_not_count() -> None:
+    """COCO would prefer the one inside; there the prediction would count as right."""
+    case = Case({"s0": [box(9.9, 0), box(10.2, 0)]}, {"s0": [box(10.1, 0)]})
+    metrics = restricted(case, Subset(distance=(0, 10))).metrics
+    assert metrics.counts["car"] == 1 and metrics.label_aps["car"]["4.0"] == 0
+    assert ap(case, distance=(10, 20)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"distance": (10, 10)}, r"distance must be two numbers, the first below the second, got \(10, 10\)"),
+    ({"distance": (20, 10)}, "distance must be"),
+    ({"distance": (0, math.nan)}, "distance must be"),
+    ({"distance": (0, 5, 10)}, "distance must be"),
+    ({"points": (5, 1)}, "points must be two numbers"),
+    ({"points": (math.nan, 1)}, "points must be two numbers"),
+    ({"visibility": (1, 5)}, r"visibility must be levels of 0 to 4, got \(1, 5\)"),
+    ({"time": "noon"}, "time must be 'day' or 'night', got 'noon'"),
+])  # fmt: skip
+def test_what_is_no_subset(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"subset: {message}"):
+        Subset(**given)
+
+
+def test_a_subset_without_annotations() -> None:
+    case = Case({"s0": [box(5, 0), box(60, 0)], "s1": []}, {"s0": [box(5, 0)], "s1": []})
+    truth = case.truth()
+    for subset in (Subset(tokens=("s1",)), Subset(distance=(55, 70)), Subset(visibility=(4,))):
+        with pytest.raises(ValueError, match=r"split 'own' has no annotation that counts within (tokens|dist|visib)"):
+            evaluate(truth, columns(case, truth), None, subset)
+        assert evaluate(truth, columns(case, truth), None, subset, allow_empty=True).metrics.present == []
+    none = Case({"s0": [box(60, 0)]}, {"s0": []})
+    truth = none.truth()  # The whole split is scored as the devkit does it.
+    for everything in (None, Subset()):
+        assert evaluate(truth, columns(none, truth), None, everything).metrics.mean_ap == 0
+
+
 def test_messages() -> None:
     case = Case({"s0": [box(0, 0)]}, {"s0": []})
     truth = case.truth()

@@ -1,5 +1,6 @@
 """Studies on one machine: what runs, what does not, and what is left after kills. Most with a stub for the commands."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -22,9 +23,10 @@ from kdlab.checkpoint import RunFolder, open_run, read_losses
 from kdlab.config import RunConfig, load_config
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.loop import Interrupted
-from kdlab.studies import Change, LocalEngine, Study, Trial, expand, job, load_study, run, run_study
+from kdlab.studies import Change, LocalEngine, Study, Trial, expand, job, load_study, local, memory, run, run_study
 from kdlab.studies.measured import load_measured
 from kdlab.studies.plan import unique
+from kdlab.studies.results import pending
 from kdlab.studies.status import state
 from kdlab.train import train
 
@@ -249,6 +251,63 @@ def test_jobs_run_side_by_side_where_memory_allows(
     assert load_measured(four.out).memory > 5e6
     threads = {line.split()[3] for t in runs for line in (t.folder / "calls.txt").read_text().splitlines()}
     assert threads == {str(max((os.cpu_count() or 1) // 2, 1))}
+
+
+def test_a_resumed_run_goes_alone_until_its_memory_is_known(
+    root: Path, tmp_path: Path, stub: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub(0.02)
+    two = study(root, tmp_path / "s", epochs=40)
+    first, second = expand(two)
+    first.folder.mkdir(parents=True)
+    old = "".join(f"{step // 3},{step},0.1,1.0,1.0\n" for step in range(60))
+    (first.folder / "losses.csv").write_text("epoch,step,lr,grad_norm,total\n" + old)
+    (first.folder / "checkpoint.txt").write_text("60")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+    at: list[int] = []
+
+    class Noting(LocalEngine):
+        def start(self, trial: Trial) -> None:
+            at.append(len(read_losses(first.folder / "losses.csv")))
+            super().start(trial)
+
+    assert run_study(two, Noting(2), progress=False).finished == 2
+    assert at[0] == 60 and 60 + local.WARM_STEPS <= at[1] < 120 and calls(second) == WHOLE
+    assert load_measured(two.out).memory_known
+
+
+def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    group = tmp_path / lines[3:].strip("/")
+    group.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert memory.available() == 1000
+    for name, text in (("max", "700\n"), ("current", "500\n"), ("stat", "anon 100\ninactive_file 300\n")):
+        (group / f"memory.{name}").write_text(text)
+    assert memory.available() == 500
+    (group / "memory.max").write_text("max\n")
+    assert memory.available() == 1000
+
+
+@pytest.mark.usefixtures("stub")
+def test_runs_of_another_teacher_are_named_and_left(root: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    open_run(RunFolder(teacher), mini_config(root))
+    (teacher / "detector.safetensors").write_text("weights")
+    kd = Change("kd", {"distill.method": "unidistill", "distill.teacher": str(teacher)})
+    camera = replace(study(root, tmp_path / "s", kd, seeds=(0,)), base=mini_config(root, "camera"))
+    assert run_study(camera, progress=False).finished == 2
+    trial = expand(camera)[1]
+    digest = hashlib.sha256(b"weights").hexdigest()[:12]
+    (trial.folder / "versions.json").write_text(json.dumps({"teacher": digest}))
+    assert state(trial) == ("finished", "")
+    (teacher / "detector.safetensors").write_text("other weights")
+    why = f"the teacher {teacher} has changed since; remove {trial.folder} to train it again"
+    assert state(trial) == ("stale", why)
+    outcome = run_study(camera, progress=False)
+    assert outcome.finished == 1 and [reason for _, reason in outcome.failed] == [why] and calls(trial) == WHOLE
+    assert pending(camera)[["change", "state", "why"]].values.tolist() == [["kd", "stale", why]]
 
 
 def test_several_gpus_are_dealt_out(

@@ -87,7 +87,7 @@ def test_another_data_set_is_said(tmp_path: Path) -> None:
     study = write_study(tmp_path, {"x": 0.01}, seeds=2)
     for seed in (0, 1):
         write_trial(study, "night", seed, 0.1, data="other")
-    words = "night is NOT COMPARABLE with the base on mAP: another data set than the base's."
+    words = "night is NOT COMPARABLE with the base on mAP: another data set than the reference's."
     assert words in analyse(study).text
     assert words not in analyse(study, other_data=True).text
 

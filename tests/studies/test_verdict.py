@@ -146,9 +146,9 @@ def test_another_data_set_is_refused_by_change() -> None:
     table = verdicts(rows).set_index("change")
     assert table.loc["x", "verdict"] == BEATS
     assert table.loc["night", "verdict"] == NOT_COMPARABLE and math.isnan(table.loc["night", "difference"])
-    assert table.loc["night", "note"] == "another data set than the base's"
+    assert table.loc["night", "note"] == "another data set than the reference's"
     allowed = verdicts(rows, other_data=True).set_index("change").loc["night"]
-    assert allowed["verdict"] == BEATS and allowed["note"] == "another data set than the base's"
+    assert allowed["verdict"] == BEATS and allowed["note"] == "another data set than the reference's"
 
 
 def test_measured_costs_want_one_device() -> None:

@@ -85,6 +85,16 @@ def test_other_settings(draw: Draw) -> None:
     assert "within 3 m" in figure.get_suptitle()
 
 
+def test_thresholds_come_from_the_curves(draw: Draw) -> None:
+    config = EvaluationConfig(dist_ths=tuple(0.5 * i for i in range(1, 10)), dist_th_tp=3.0)
+    lines = draw(precision_recall(evaluation(config=config))).axes[0].lines  # Without the config: as many lines.
+    assert len(lines) == len({line.get_color() if isinstance(line.get_color(), str) else tuple(line.get_color())
+                              for line in lines}) == 9  # fmt: skip
+    other = evaluation(config=EvaluationConfig(dist_ths=(1.0, 3.0), dist_th_tp=3.0))
+    with pytest.raises(ValueError, match=r"no curves at 2 m, .* but at \[1\.0, 3\.0\]; give the config"):
+        error_curves(other)
+
+
 def test_scores_over_rings(draw: Draw) -> None:
     metrics = evaluation().metrics
     none = replace(metrics, mean_ap=math.nan, nd_score=math.nan, counts=dict.fromkeys(CLASSES, 0))
