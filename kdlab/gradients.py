@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kdlab.checkpoint import RunFolder, keep_rows, whole_lines
+from kdlab.checkpoint import RunFolder
+from kdlab.losslog import keep_rows, whole_lines
 from kdlab.models.norm import across_ranks, world_size
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -15,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdlab.checkpoint import LossLog, RunFolder, load_state, save_state
+from kdlab.checkpoint import RunFolder, load_state, save_state
 from kdlab.config import TrainConfig
 from kdlab.cost import Meter
+from kdlab.losslog import LossLog
 from kdlab.models.norm import across_ranks
 from kdlab.optim import MovingAverage, adamw, learning_rate
 from kdlab.progress import Progress
@@ -92,7 +94,8 @@ class Loop:
         on_epoch: called after every epoch with its number (1 for the first), on every process; once more for the last
             one where a training goes on at an epoch's border.
         average: the moving average, once the loop runs.
-        meter: time and memory of the training, once the loop runs; ``on_epoch`` is left out.
+        meter: time and memory of the training, once the loop runs; ``on_epoch`` is left out, and ``on_losses`` in every
+            ``config.gradients_every``-th step.
     """
 
     module: nn.Module
@@ -188,8 +191,7 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         losses: dict[str, Tensor] = self._model(batch.to(device))
-        if self.on_losses is not None:
-            self.on_losses(step, losses)
+        self._watch(step, losses)
         total = torch.stack([v.float() for v in losses.values()]).sum()
         self._optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
@@ -204,6 +206,14 @@ class Loop:
         if self.average is not None and self.averaged is not None:
             self.average.update(self.averaged, step)
         self._done += 1
+
+    def _watch(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        if self.on_losses is None:
+            return
+        every = self.config.gradients_every
+        # Only where something is measured: on a GPU, a pause waits for it.
+        with self.meter.paused() if every > 0 and step % every == 0 else contextlib.nullcontext():
+            self.on_losses(step, losses)
 
     def _after_step(self) -> None:
         # On a GPU the numbers of a step are read while the next one runs, so that the GPU never waits.

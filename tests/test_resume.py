@@ -17,11 +17,12 @@ import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
 import kdlab.train
-from kdlab.checkpoint import RunFolder, load_state, read_losses, replacing, save_state
+from kdlab.checkpoint import RunFolder, load_state, replacing, save_state
 from kdlab.config import DistillConfig, RunConfig, save_config
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.evaluate import Metrics
 from kdlab.loop import Interrupted, StopSignal
+from kdlab.losslog import read_losses
 from kdlab.train import train
 
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from study_fakes import metrics, run_config, write_run
 
 import kdlab
-from kdlab.checkpoint import LossLog, differing_key, read_losses, write_json
+from kdlab.checkpoint import differing_key, write_json
 from kdlab.commands.runs import runs
 from kdlab.config import DistillConfig, save_config
 from kdlab.evaluate import Metrics, evaluate_run
-from kdlab.runs import compare, describe, list_runs, prune, run_state
+from kdlab.losslog import LossLog, read_losses
+from kdlab.runs import compare, describe, list_runs, listing, prune, pruning, run_state, table
 from kdlab.sample import CLASSES
 from kdlab.train import train
 
@@ -100,6 +101,20 @@ def test_describe(run: Path, tmp_path: Path) -> None:
     config = replace(mini_config(tmp_path, "camera"), distill=DistillConfig("unidistill", "t", "released"))
     save_config(config, other / "config.json")
     assert describe(other) == "camera + unidistill (released)"
+
+
+def test_runs_of_a_study_are_labelled_by_change_and_seed(tmp_path: Path) -> None:
+    paths = []
+    for seed in (0, 1):
+        paths.append(
+            write_run(tmp_path / "kd" / f"seed{seed}-x", run_config(seed, ["feature", "relation"]), metrics(0.2))
+        )
+        write_json(paths[-1] / "trial.json", {"change": "kd", "seed": seed})
+    paths.append(write_run(tmp_path / "alone", run_config(0), metrics(0.2)))
+    assert compare(paths).names[:2] == ("kd seed 0", "kd seed 1") and compare(paths).names[2].endswith("alone")
+    assert describe(paths[0]) == "camera + unidistill without response_class, response_regression"
+    write_json(paths[1] / "trial.json", {"change": "kd", "seed": 0})  # of another study
+    assert compare(paths[:2]).names == ("seed0-x", "seed1-x")
 
 
 def test_loss_log_holds_each_step_once(tmp_path: Path) -> None:
@@ -206,6 +221,40 @@ def test_list_leaves_other_folders_out(root: Path, tmp_path: Path) -> None:
     assert len(list_runs(root)) == 4
     with pytest.raises(FileNotFoundError, match="no such folder"):
         list_runs(tmp_path / "none")
+
+
+def test_a_broken_file_is_named_and_blocks_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = root / "a" / "student"
+    (student / "metrics.json").write_text("{")
+    aged(student)
+    found = {info.path: info for info in list_runs(root)}
+    assert found[student].state == "broken" and str(student / "metrics.json") in found[student].why
+    assert len(found) == 4 and "cannot be read" in table(list(found.values()))
+    assert not any(student in path.parents for path in prune(root, ["checkpoints", "unfinished"]).paths)
+    shutil.rmtree(root / "b")
+    monkeypatch.setattr(listing, "find_runs", lambda _: [root / "b" / "failed", root / "teacher"])
+    assert [info.path for info in list_runs(root)] == [root / "teacher"]
+
+
+def test_the_teacher_of_a_study_stays(root: Path) -> None:
+    shutil.rmtree(root / "a")
+    plan = {"base": {"distill": None}, "changes": [{"name": "kd", "set": {"distill.teacher": "runs/teacher"}}]}
+    (root / "s").mkdir()
+    write_json(root / "s" / "study.json", plan)
+    with pytest.raises(ValueError, match=r"is the teacher of .*study\.json"):
+        prune(root, runs=[root / "teacher"], yes=True)
+    assert (root / "teacher" / "detector.safetensors").exists()
+
+
+def test_a_run_that_begins_meanwhile_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = root / "b" / "failed"
+    with open(run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        aged(run)
+        monkeypatch.setattr(pruning, "_locked", lambda _: False)
+        found = prune(root, ["unfinished"], yes=True)
+    assert found.kept == {run: "is being trained"} and (run / "config.json").exists()
+    assert not (root / "b" / "unfinished").exists()
 
 
 def test_prune_says_what_it_would_do(root: Path) -> None:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401
 
-from kdlab.checkpoint import RunFolder, load_detector, read_losses
+from kdlab.checkpoint import RunFolder, load_detector
 from kdlab.config import BEVConfig, DistillConfig, RunConfig
 from kdlab.cost import read_cost
 from kdlab.evaluate import load_metrics
+from kdlab.losslog import read_losses
 from kdlab.train import Interrupted, train
 
 

@@ -17,10 +17,11 @@ import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
 import kdlab
-from kdlab.checkpoint import command, read_losses
+from kdlab.checkpoint import command
 from kdlab.config import DistillConfig, RunConfig, load_config, save_config
 from kdlab.cost import read_cost
 from kdlab.gradients import read_gradients
+from kdlab.losslog import read_losses
 from kdlab.models import Detector
 from kdlab.optim import MovingAverage, adamw, learning_rate
 from kdlab.precision import resolve
@@ -89,7 +90,7 @@ def test_the_command_that_began_a_run_is_kept(root: Path, tmp_path: Path, monkey
     words("kdlab", "train", "again")
     run = quiet(mini_config(root, epochs=1), tmp_path / "run")
     assert json.loads((run / "versions.json").read_text())["command"] == "python -m kdlab train"
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr("kdlab.checkpoint.in_notebook", lambda: True)
     assert command() == "notebook"
 
 

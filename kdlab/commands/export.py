@@ -25,5 +25,6 @@ def export(args: Sequence[str]) -> int:
     from kdlab.hub import save_pretrained
 
     folder = save_pretrained(given.run, given.folder)
-    print(f"{folder} is ready; to publish it: hf upload USER/REPOSITORY {folder}")
+    others = " ".join(f"--exclude '{name}'" for name in ("results_*.json", "metrics.json", "cost.json"))
+    print(f"{folder} is ready; to publish it: hf upload USER/REPOSITORY {folder} {others}")
     return 0

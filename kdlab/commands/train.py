@@ -57,6 +57,8 @@ def train(args: Sequence[str]) -> int:
         """One factor on every weight of the method, beside the preset's own scales."""
         weights: dict[str, float] = field(default_factory=dict)
         """Weights by term name that replace the method's own: --weights feature 5 relation 0."""
+        stage_epochs: int = 0
+        """Epochs of each stage that comes before the student's; 0: the method's own."""
         restart: bool = False
         """Throw away what OUT holds of an earlier run."""
         cpu: bool = False
@@ -137,11 +139,16 @@ def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfi
             quirks=given.quirks,
             scale=given.scale,
             weights=given.weights,
+            stage_epochs=given.stage_epochs,
         )
-    elif given.teacher or given.quirks or given.weights or given.variant != "intended" or given.scale != 1:
+    elif (
+        any((given.teacher, given.quirks, given.weights, given.stage_epochs))
+        or given.variant != "intended"
+        or given.scale != 1
+    ):
         raise ValueError(
-            "--teacher, --variant, --quirks, --scale and --weights want a distillation: name its --method "
-            "(see `kdlab methods`)"
+            "--teacher, --variant, --quirks, --scale, --weights and --stage-epochs want a distillation: name its "
+            "--method (see `kdlab methods`)"
         )
     data = dataclasses.replace(given.data, **_short(root=(given.root, base.data.root)))
     train = dataclasses.replace(

@@ -36,8 +36,8 @@ def read_results(
     further samples are left out unread.
 
     As the devkit has it, of a key that is given twice the last value counts, a velocity may hold NaN, and a score may
-    be a number in quotes. Stricter than the devkit, which fails on them later or only where such a box is matched: a
-    velocity of null and an integer of more than 64 bits are refused.
+    be a number in quotes. Other than the devkit: a velocity of null is refused, on which the devkit fails only where
+    the box is matched; an integer of more than 64 bits, on which it always fails, is read as a float.
 
     Args:
         path: nuScenes detection result file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,11 +82,16 @@ def _number(value: float) -> str:
 
 
 def describe(run: Path | str) -> str:
-    """One short line: the method that trained a run, or its sensors, and whether the backbone was pretrained."""
+    """One short line: the method that trained a run, or its sensors, and whether the backbone was pretrained.
+
+    Terms of the method that were switched off are named.
+    """
     config = load_run_config(run)
     name: str = config.detector.modality
     if config.distill is not None:
         name += f" + {config.distill.method}" + (" (released)" if config.distill.variant == "released" else "")
+        off = [term for term, weight in config.distill.weights.items() if weight == 0]
+        name += f" without {', '.join(off)}" if off else ""
     return name + (", pretrained" if config.detector.modality != "lidar" and config.detector.camera.pretrained else "")
 
 
@@ -141,10 +147,21 @@ def shared_split(stored: Sequence[Mapping[str, Metrics]]) -> str | None:
 
 
 def _labels(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Folder names, with as many parents as it takes to tell them apart."""
+    """Change and seed of a study's runs; else folder names, with as many parents as it takes to tell them apart."""
+    trials = [_trial(path) for path in paths]
     depth = 1
     labels = ["/".join(p.parts[-depth:]) for p in paths]
     while len(set(labels)) < len(set(paths)) and depth < max(len(p.parts) for p in paths):
         depth += 1
         labels = ["/".join(p.parts[-depth:]) for p in paths]
-    return tuple(labels)
+    mixed = tuple(trial or label for trial, label in zip(trials, labels, strict=True))
+    return mixed if len(set(mixed)) == len(set(paths)) else tuple(labels)
+
+
+def _trial(run: Path) -> str:
+    """Change and seed of a study's run; empty for another run."""
+    try:
+        about = json.loads((run / "trial.json").read_text())
+        return f"{about['change']} seed {about['seed']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

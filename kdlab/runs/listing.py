@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ class RunInfo:
 
     Attributes:
         path: the folder.
-        state: finished, unfinished or failed.
+        state: finished, unfinished, failed, or broken where a file of it cannot be read.
         modality: of the detector.
         method: that distilled it, empty without.
         teacher: run folder of the teacher as the config names it, empty without.
@@ -34,10 +35,11 @@ class RunInfo:
         size: bytes on disk.
         changed: when a file of it was last written, seconds since 1970.
         config_hash: of the config.
+        why: which file cannot be read; empty where all can.
     """
 
     path: Path
-    state: State
+    state: State | Literal["broken"]
     modality: str
     method: str
     teacher: str
@@ -47,6 +49,7 @@ class RunInfo:
     size: int
     changed: float
     config_hash: str
+    why: str = ""
 
     @property
     def age(self) -> float:
@@ -93,30 +96,62 @@ def _config(path: Path) -> RunConfig | None:
 
 
 def list_runs(root: Path | str) -> tuple[RunInfo, ...]:
-    """The run folders at or below a folder.
+    """The run folders at or below a folder; those that are removed meanwhile are left out.
 
     Raises:
         FileNotFoundError: no such folder.
     """
-    return tuple(_info(path) for path in find_runs(root))
+    found = []
+    for path in find_runs(root):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(_info(path))
+    return tuple(found)
 
 
 def _info(path: Path) -> RunInfo:
     config = load_run_config(path)
-    stats = [file.lstat() for file in (path, *path.rglob("*"))]
+    stats = [path.lstat(), *_stats(path)]
+    metrics: Mapping[str, Metrics] = {}
+    why = ""
+    try:
+        metrics = load_metrics(path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{RunFolder(path).metrics} cannot be read ({error}); remove it and evaluate the run again"
     return RunInfo(
         path,
-        run_state(path)[0],
+        "broken" if why else run_state(path)[0],
         config.detector.modality,
         config.distill.method if config.distill is not None else "",
         config.distill.teacher if config.distill is not None else "",
         config.train.seed,
         config.train.epochs,
-        load_metrics(path),
+        metrics,
         sum(s.st_size for s in stats if not stat.S_ISDIR(s.st_mode)),
         max(s.st_mtime for s in stats),
         config_hash(config),
+        why,
     )
+
+
+def _stats(folder: Path) -> Iterator[os.stat_result]:
+    """Of everything in a folder; what a training removes meanwhile is left out."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _stats(Path(entry))
+
+
+def find_studies(root: Path | str) -> list[Path]:
+    """The study.json of studies at or below a folder, sorted; run folders, links and data sets are not searched."""
+    found = []
+    for path, folders, files in os.walk(root):
+        if "study.json" in files:
+            found.append(Path(path) / "study.json")
+        if "config.json" in files or any(name.startswith("v1.0-") for name in folders):
+            folders.clear()
+    return sorted(found)
 
 
 def table(runs: Sequence[RunInfo]) -> str:
@@ -131,7 +166,7 @@ def _cells(info: RunInfo) -> tuple[str, ...]:
     scores = (f"{split} mAP {m.mean_ap:.3f} NDS {m.nd_score:.3f}" for split, m in info.metrics.items())
     numbers = (str(info.seed), str(info.epochs), megabytes(info.size), duration(info.age))
     words = (str(info.path), info.state, info.modality, info.method or "-")
-    return (*words, *numbers, info.config_hash, ", ".join(scores) or "-")
+    return (*words, *numbers, info.config_hash, info.why or ", ".join(scores) or "-")
 
 
 def megabytes(size: int) -> str:

@@ -7,13 +7,13 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from kdlab.checkpoint import RunFolder
-from kdlab.runs.listing import RunInfo, duration, list_runs, megabytes
+from kdlab.runs.listing import RunInfo, duration, find_studies, list_runs, megabytes
 
 Kind = Literal["checkpoints", "results", "tensorboard", "unfinished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -78,29 +78,69 @@ def prune(
     Raises:
         FileNotFoundError: no such folder.
         ValueError: an unknown kind; or a run that lies outside the root, is no run folder, is a link, is being written,
-            or is the teacher of another run at or below the root.
+            or is the teacher of another run, or of a study, at or below the root.
     """
     unknown = [kind for kind in what if kind not in KINDS]
     if unknown:
         raise ValueError(f"prune: unknown kind {unknown[0]!r}; known: {', '.join(KINDS)}")
     infos, kept = list_runs(root), dict[Path, str]()
-    named = {_named(Path(run), Path(root), infos) for run in runs}
-    paths: list[Path] = []
+    pupils = [(info.path, info.teacher) for info in infos] + _planned(root)
+    named = {_named(Path(run), Path(root), infos, pupils) for run in runs}
+    sizes = dict[Path, int]()
     for info in infos:
         chosen = _made(info.path, MADE) if info.path in named else _chosen(info, what)
-        why = "" if info.path in named or not chosen else _reason(info, infos, older_than)
+        why = "" if info.path in named or not chosen else _reason(info, pupils, older_than)
         if why:
             kept[info.path] = why
-        else:
-            paths += chosen
-    sizes = {path: _size(path) for path in paths}
-    if yes:
-        _remove(paths)
+            continue
+        with _held(info.path) if yes and chosen else contextlib.nullcontext(True) as free:
+            if not free:  # since it was looked at
+                kept[info.path] = "is being trained"
+                continue
+            sizes |= {path: _size(path) for path in chosen}
+            if yes:
+                _remove(chosen)
+    for folder in {path.parent for path in sizes} if yes else ():
+        with contextlib.suppress(OSError):  # holds something that no run writes, or the rest of a finished run
+            folder.rmdir()
     return Pruning(sizes, kept, yes)
+
+
+def _planned(root: Path | str) -> list[tuple[Path, str]]:
+    """The studies at or below a folder with the teachers that they name."""
+    found = []
+    for path in find_studies(root):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            plan = json.loads(path.read_text())
+            names = [change["set"].get("distill.teacher") for change in plan["changes"]]
+            names.append((plan["base"].get("distill") or {}).get("teacher"))
+            found += [(path, name) for name in names if name]
+    return found
+
+
+@contextlib.contextmanager
+def _held(run: Path) -> Iterator[bool]:
+    """Hold a run's lock, so that no process of a study begins to train it; False where one does already."""
+    lock, new = run / ".lock", not (run / ".lock").exists()
+    try:
+        with open(lock, "a") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield False
+                    return
+            yield True
+            if new:
+                lock.unlink(missing_ok=True)
+    except PermissionError as error:
+        raise PermissionError(f"{run} cannot be written to; nothing of it was removed") from error
 
 
 def _chosen(info: RunInfo, what: Collection[Kind]) -> list[Path]:
     """Files and folders of the kinds that a run has."""
+    if info.state == "broken":
+        return []
     if info.state != "finished":
         return _made(info.path, MADE) if "unfinished" in what else []
     patterns = {
@@ -116,17 +156,17 @@ def _made(run: Path, patterns: Iterable[str]) -> list[Path]:
     return [path for path in found if not path.is_symlink()]
 
 
-def _reason(info: RunInfo, infos: Sequence[RunInfo], older_than: float) -> str:
+def _reason(info: RunInfo, pupils: Sequence[tuple[Path, str]], older_than: float) -> str:
     """Why a run that nobody named is left alone; empty where nothing speaks for it."""
     if busy := _busy(info):
         return busy
     if info.age < older_than * DAY:
         return f"was written {info.age / DAY:.1f} days ago, less than {older_than:g}"
-    pupil = _pupil(info, infos) if info.state != "finished" else None
+    pupil = _pupil(info, pupils) if info.state != "finished" else None
     return f"is the teacher of {pupil}" if pupil is not None else ""
 
 
-def _named(run: Path, root: Path, infos: Sequence[RunInfo]) -> Path:
+def _named(run: Path, root: Path, infos: Sequence[RunInfo], pupils: Sequence[tuple[Path, str]]) -> Path:
     """The listed folder of a run that a person named for removal, weights and all.
 
     Raises:
@@ -137,7 +177,7 @@ def _named(run: Path, root: Path, infos: Sequence[RunInfo]) -> Path:
         raise ValueError(f"{run} is no run folder at or below {root}, or a link; nothing was removed")
     if busy := _busy(found[0]):
         raise ValueError(f"{run} {busy}; nothing was removed")
-    pupil = _pupil(found[0], infos)
+    pupil = _pupil(found[0], pupils)
     if pupil is not None:
         raise ValueError(f"{run} is the teacher of {pupil}, which names it in its config; nothing was removed")
     return found[0].path
@@ -163,15 +203,15 @@ def _locked(run: Path) -> bool:
     return False
 
 
-def _pupil(info: RunInfo, infos: Sequence[RunInfo]) -> Path | None:
-    """A run that this one teaches, by the path in its config, wherever it was trained, or by the weights' digest."""
+def _pupil(info: RunInfo, pupils: Sequence[tuple[Path, str]]) -> Path | None:
+    """A run or study that this one teaches, by the path that it names, wherever it ran, or by the weights' digest."""
     own, weights = info.path.resolve(), RunFolder(info.path).weights
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12] if weights.exists() else None
-    for other in infos:
-        words = tuple(part for part in Path(other.teacher).parts if part not in ("..", "/"))
+    for other, teacher in pupils:
+        words = tuple(part for part in Path(teacher).parts if part not in ("..", "/"))
         by_path = bool(words) and own.parts[-len(words) :] == words
-        if other.path != info.path and (by_path or (digest is not None and digest == _teacher_digest(other.path))):
-            return other.path
+        if other != info.path and (by_path or (digest is not None and digest == _teacher_digest(other))):
+            return other
     return None
 
 
@@ -192,6 +232,3 @@ def _remove(paths: Sequence[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for folder in {path.parent for path in paths}:
-        with contextlib.suppress(OSError):  # holds something that no run writes, or the rest of a finished run
-            folder.rmdir()

@@ -94,10 +94,12 @@ class Job:
             )
 
 
-def run_commands(folder: Path, commands: Sequence[Sequence[str]], where: str) -> int:
+def run_commands(
+    folder: Path, commands: Sequence[Sequence[str]], where: str, environment: Mapping[str, str] | None = None
+) -> int:
     """Run the commands of a trial to their end from a working folder; returns the exit code."""
     os.chdir(where)
-    job = Job(folder, commands)
+    job = Job(folder, commands, environment)
     try:
         while (code := job.poll()) is None:
             time.sleep(POLL_SECONDS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.checkpoint import RunFolder
+from kdlab.progress import in_notebook
 from kdlab.studies.measured import Measured
 from kdlab.studies.plan import Trial
 from kdlab.studies.status import Steps, steps_of
@@ -30,8 +31,9 @@ class View:
     """
 
     def __init__(self, show: bool = True) -> None:
-        notebook = "ipykernel" in sys.modules
-        self.kind = "none" if not show else "notebook" if notebook else "terminal" if sys.stdout.isatty() else "plain"
+        self.kind = (
+            "none" if not show else "notebook" if in_notebook() else "terminal" if sys.stdout.isatty() else "plain"
+        )
         every = {"terminal": LIVE_SECONDS, "notebook": NOTEBOOK_SECONDS}
         self._every, self._last, self._height = every.get(self.kind, PLAIN_SECONDS), time.monotonic(), 0
         self._handle: Any = None

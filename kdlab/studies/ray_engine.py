@@ -27,7 +27,8 @@ class RayEngine:
             another.
         jobs: trials at a time; as many as the cluster holds where left out.
         cpus_per_run: cores that a trial occupies, also its number of threads.
-        gpus_per_run: GPUs that a trial occupies.
+        gpus_per_run: GPUs that a trial occupies; where left out one if the cluster has any and the study is not one for
+            the CPU. A trial without sees none.
         grace: seconds that a stopped run has to write its checkpoint.
 
     Raises:
@@ -41,19 +42,20 @@ class RayEngine:
         jobs: int | None = None,
         *,
         cpus_per_run: float = 1.0,
-        gpus_per_run: float = 0.0,
+        gpus_per_run: float | None = None,
         grace: float = 600.0,
     ) -> None:
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {jobs}")
-        if cpus_per_run <= 0 or gpus_per_run < 0:
+        if cpus_per_run <= 0 or (gpus_per_run or 0) < 0:
             raise ValueError(f"a run wants some CPU and no negative GPU, got {cpus_per_run} and {gpus_per_run}")
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise ImportError("Ray is not installed: pip install 'kdlab[ray]'") from error
         self.address, self.jobs, self.grace = address, jobs, grace
-        self._wanted = {"CPU": cpus_per_run, "GPU": gpus_per_run}
+        self._gpus = gpus_per_run
+        self._wanted = {"CPU": cpus_per_run, "GPU": gpus_per_run or 0.0}
         self._running: dict[Any, Trial] = {}
         self._own = False
 
@@ -78,6 +80,8 @@ class RayEngine:
                 ) from error
             self._own = True
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if self._gpus is None:
+            self._wanted["GPU"] = float(not study.cpu and any(m.get("GPU", 0) >= 1 for m in machines))
         if not any(all(m.get(name, 0) >= n for name, n in self._wanted.items()) for m in machines):
             wanted = " and ".join(f"{n:g} {name}" for name, n in self._wanted.items())
             raise ValueError(f"no machine of the Ray cluster has the {wanted} that a run wants")
@@ -95,7 +99,8 @@ class RayEngine:
 
     def start(self, trial: Trial) -> None:
         """Submit a trial."""
-        self._running[self._remote.remote(trial.folder, commands_left(trial), os.getcwd())] = trial
+        hidden = {} if self._wanted["GPU"] > 0 else {"CUDA_VISIBLE_DEVICES": ""}
+        self._running[self._remote.remote(trial.folder, commands_left(trial), os.getcwd(), hidden)] = trial
 
     def ended(self) -> Iterator[tuple[Trial, int, str]]:
         """Trials that have ended since the last call: exit code, and the reason where it is not in the log."""

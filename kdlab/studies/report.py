@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,25 @@ from typing import Any
 
 import pandas as pd
 
-from kdlab.checkpoint import replacing
+from kdlab.checkpoint import RunFolder, replacing
+from kdlab.studies.comparable import twins
 from kdlab.studies.conflict import DETECTION, WHOLE, conflict, matrix, norms
-from kdlab.studies.plan import BASE
+from kdlab.studies.load import PLAN
+from kdlab.studies.plan import BASE, NO_METHOD
 from kdlab.studies.results import collect, pending, write_csv
-from kdlab.studies.shapley import shapley
-from kdlab.studies.text import bold_beats, latex, markdown, number, sentence, signed, significant, with_interval
-from kdlab.studies.verdict import BEATS, COLUMNS, COSTS, ERRORS, INCONCLUSIVE, SCORES, Kind, verdicts
+from kdlab.studies.shapley import complete_games, shapley
+from kdlab.studies.text import (
+    bold_beats,
+    latex,
+    markdown,
+    number,
+    reference,
+    sentence,
+    signed,
+    significant,
+    with_interval,
+)
+from kdlab.studies.verdict import BEATS, COLUMNS, COSTS, ERRORS, INCONCLUSIVE, SCORES, Kind, check_options, verdicts
 
 PRIMARY = "mAP"
 """The metric on which BEATS is also judged with Holm's correction for the number of changes."""
@@ -30,11 +43,12 @@ class Report:
         name: of the study.
         rows: finished trials (`kdlab.studies.results.collect`).
         missing: the other trials (`kdlab.studies.results.pending`).
-        verdicts: every change against the base (`kdlab.studies.verdict.verdicts`).
+        verdicts: every change against the base or the reference that it names (`kdlab.studies.verdict.verdicts`).
         conflict: how the losses pull (`kdlab.studies.conflict.conflict`).
         norms: how hard (`kdlab.studies.conflict.norms`).
-        shapley: shares of the terms in mAP and NDS; empty where runs are missing.
-        shapley_note: why there are no shares; empty where there are.
+        shapley: shares of the terms in mAP and NDS, by method of distillation (``of``); empty where runs are missing.
+        shapley_note: why a study of subsets has no shares; empty where it has, and for other studies.
+        trouble: why there are no verdicts although there are runs; empty where there are.
         text: the findings in plain words.
         files: what was written.
     """
@@ -47,6 +61,7 @@ class Report:
     norms: pd.DataFrame
     shapley: pd.DataFrame
     shapley_note: str = ""
+    trouble: str = ""
     text: str = ""
     files: tuple[Path, ...] = ()
 
@@ -72,19 +87,40 @@ def analyse(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the runs cannot be compared, see `verdicts`.
+        ValueError: an option that cannot be, or a file of a run cannot be read.
     """
+    check_options(worth, level, method)
     rows, missing = collect(folder, split), pending(folder, split)
-    judged = pd.DataFrame(columns=list(COLUMNS))
-    if (rows["change"] == BASE).any() and (rows["change"] != BASE).any():
+    judged, trouble = pd.DataFrame(columns=list(COLUMNS)), ""
+    if ((rows["reference"] != rows["change"]) & rows["reference"].isin(rows["change"])).any():
         adjust = PRIMARY if method == "t" else None
-        judged = verdicts(
-            rows, base=BASE, worth=worth, level=level, method=method, other_data=other_data, adjust=adjust
-        )
-    shares, why = _shares(rows, level, method)
+        try:
+            judged = verdicts(rows, worth=worth, level=level, method=method, other_data=other_data, adjust=adjust)
+            judged["note"] = [_preliminary(row, missing) for row in judged.to_dict("records")]
+        except ValueError as error:
+            trouble = str(error)
+    shares, why = _shares(rows, _terms(Path(folder)), level, method)
     name = Path(folder).resolve().name
-    found = Report(name, rows, missing, judged, conflict(rows), norms(rows), shares, why)
+    found = Report(name, rows, missing, judged, conflict(rows), norms(rows), shares, why, trouble)
     return replace(found, text=_text(found))
+
+
+def _preliminary(row: Mapping[Any, Any], missing: pd.DataFrame) -> str:
+    """The note of a verdict, with what is still to come for it."""
+    waiting = missing[missing["change"].isin([row["change"], row["reference"]])]
+    runs = "1 run is" if len(waiting) == 1 else f"{len(waiting)} runs are"
+    return "; ".join(filter(None, [row["note"], f"PRELIMINARY: {runs} missing" if len(waiting) else ""]))
+
+
+def _terms(folder: Path) -> Mapping[str, Any] | None:
+    """What a study's [terms] say, where they are of subsets."""
+    path = folder / PLAN
+    plan = json.loads(path.read_text()) if path.exists() else {}
+    terms: Mapping[str, Any] | None = plan.get("terms")
+    if terms is None or terms["mode"] != "subsets":
+        return None
+    own = (plan["base"].get("distill") or {}).get("method", NO_METHOD)
+    return {**terms, "method": terms["method"] or own}
 
 
 def write_report(
@@ -98,9 +134,10 @@ def write_report(
         options: of `analyse`.
     """
     folder = Path(folder)
+    write_csv(collect(folder, options.get("split")), folder / "results.csv")  # there whatever comes of the rest
     found = analyse(folder, **options)
-    figures = tuple(draw(found, folder / "figures")) if draw is not None else ()
     files = [write_csv(found.rows, folder / "results.csv"), write_csv(found.verdicts, folder / "verdicts.csv")]
+    figures = tuple(draw(found, folder / "figures")) if draw is not None else ()
     shown = [path.relative_to(folder) for path in figures if path.suffix == ".png"]
     for name, text in (("study.md", _markdown(found, shown)), ("study.tex", _latex(found))):
         with replacing(folder / name) as part:
@@ -109,27 +146,35 @@ def write_report(
     return replace(found, files=(*files, *figures))
 
 
-def _shares(rows: pd.DataFrame, level: float, method: Kind) -> tuple[pd.DataFrame, str]:
-    """Shapley shares of at least two terms, or none and why."""
-    try:
-        shares = pd.concat([shapley(rows, metric, level=level, method=method) for metric in SCORES])
-    except ValueError as error:
-        return pd.DataFrame(), str(error)
-    return (shares, "") if shares["term"].nunique() > 2 else (pd.DataFrame(), "there is a single term")
+def _shares(rows: pd.DataFrame, plan: Mapping[str, Any] | None, level: float, method: Kind) -> tuple[pd.DataFrame, str]:
+    """Shapley shares of the terms that the study names, or of the most that have all their runs; else none and why."""
+    games: Mapping[str, Sequence[str] | None] = complete_games(rows)
+    if plan is not None:
+        games = {plan["method"]: plan["terms"] or None}
+    found = []
+    for of, terms in games.items():
+        try:
+            shares = [shapley(rows, metric, terms, of=of, level=level, method=method) for metric in SCORES]
+        except ValueError as error:
+            return pd.DataFrame(), str(error)
+        found.append(pd.concat(shares).assign(of=of))
+    return (pd.concat(found) if found else pd.DataFrame()), ""
 
 
 def score_table(found: Report, metrics: Sequence[str] = SCORES) -> pd.DataFrame:
-    """Words for a reader: a row per change with its mean, difference to the base, interval and verdict by metric."""
+    """Words for a reader: a row per change with mean, difference to its reference, interval and verdict by metric."""
     table = []
     for change, rows in found.rows.groupby("change", sort=False):
-        cells = {"change": change, "seeds": str(rows["seed"].nunique())}
+        against = "-" if rows["reference"].iloc[0] == change else str(rows["reference"].iloc[0])
+        cells = {"change": change, **({"against": against} if _several_references(found) else {})}
+        cells["seeds"] = str(rows["seed"].nunique())
         for metric in metrics:
             judged = _judged(found, change, metric) or {}
             cells[metric] = _spread(rows[metric])
             cells[f"Δ {metric}"] = with_interval(judged) if judged else "-"
             cells[f"{metric} verdict"] = judged.get("verdict", "-")
-            if judged.get("adjusted") and found.verdicts["change"].nunique() > 1:
-                cells["with Holm"] = judged["adjusted"]
+            if judged.get("adjusted") and judged["comparisons"] > 1:
+                cells[f"{metric} verdict (Holm)"] = judged["adjusted"]
         table.append(cells)
     return pd.DataFrame(table).fillna("-")
 
@@ -142,10 +187,15 @@ def difference_table(found: Report, metrics: Sequence[str]) -> pd.DataFrame:
     for metric in metrics:
         for row in found.verdicts[found.verdicts["metric"] == metric].to_dict("records"):
             write = significant if metric in COSTS else number
-            means = {"base": write(row["base"]), "value": write(row["value"])}
+            against = {"against": row["reference"]} if _several_references(found) else {}
+            means = {**against, "base": write(row["base"]), "value": write(row["value"])}
             judged = {"difference": with_interval(row), "verdict": row["verdict"]}
             table.append({"metric": metric, "change": row["change"], **means, **judged})
     return pd.DataFrame(table)
+
+
+def _several_references(found: Report) -> bool:
+    return bool((found.rows["reference"] != BASE).any())
 
 
 def _judged(found: Report, change: Any, metric: str) -> Mapping[str, Any] | None:
@@ -161,7 +211,9 @@ def _spread(values: pd.Series) -> str:
 
 
 def _text(found: Report) -> str:
-    lines = [_progress(found), *_absences(found)]
+    lines = [_progress(found), *_absences(found), *_same_runs(found)]
+    if found.trouble:
+        return "\n".join([*lines, f"No verdicts: {found.trouble}."])
     if not len(found.verdicts):
         which = "the base" if not (found.rows["change"] == BASE).any() else "any other change"
         return "\n".join([*lines, f"Nothing to compare yet: no run of {which} is finished."])
@@ -170,6 +222,9 @@ def _text(found: Report) -> str:
             judged = _judged(found, change, metric)
             lines += [sentence(judged)] if judged is not None else []
         lines += _cost_line(found, change)
+    for change, rows in found.rows.groupby("change", sort=False):
+        if rows["reference"].iloc[0] not in set(found.rows["change"]):
+            lines.append(f"{change} has no verdict yet: no run of {rows['reference'].iloc[0]} is finished.")
     return "\n".join([*lines, *_corrected(found)])
 
 
@@ -185,6 +240,11 @@ def _absences(found: Report) -> list[str]:
         why = next((f": {w}" for w in rows["why"] if w), "")
         lines.append(f"{change}: seed {', '.join(map(str, rows['seed']))} {state}{why}.")
     return lines
+
+
+def _same_runs(found: Report) -> list[str]:
+    same = twins(found.rows).items()
+    return [f"{change} shares its runs with {other}, and has no verdict of its own." for change, other in same]
 
 
 def _cost_line(found: Report, change: str) -> list[str]:
@@ -204,19 +264,27 @@ def _cost_line(found: Report, change: str) -> list[str]:
             parts += [f"{ratio} x the {word}"] if ratio != "1.00" else []
             same += [word] if ratio == "1.00" else []
     costs = [", ".join(parts), f"the same {', '.join(same)}" if same else ""]
-    return [f"{change} costs {'; '.join(filter(None, costs))} (base = 1)."] if parts or same else []
+    return (
+        [f"{change} costs {'; '.join(filter(None, costs))} ({reference(_judged(found, change, PRIMARY) or {})} = 1)."]
+        if parts or same
+        else []
+    )
 
 
 def _corrected(found: Report) -> list[str]:
-    table, count = found.verdicts, found.verdicts["change"].nunique()
-    if count < 2 or "adjusted" not in table:
+    table = found.verdicts
+    if "adjusted" not in table:
         return []
     chosen = table[table["metric"] == PRIMARY]
+    count = int(chosen["comparisons"].max()) if len(chosen) else 0
+    if count < 2:
+        return []
     lost = chosen[(chosen["verdict"] == BEATS) & (chosen["adjusted"] == INCONCLUSIVE)]["change"]
+    rival = "its reference" if _several_references(found) else "the base"
     if not (chosen["verdict"] == BEATS).any():
         end = "there is no BEATS to correct"
     else:
-        end = f"{' and '.join(lost)} no longer BEATS the base" if len(lost) else "every BEATS stands"
+        end = f"{' and '.join(lost)} no longer BEATS {rival}" if len(lost) else "every BEATS stands"
     return [
         f"{count} changes were compared, each with an interval of its own; with Holm's correction for {count} "
         f"comparisons on {PRIMARY}, {end}."
@@ -228,14 +296,26 @@ def _markdown(found: Report, figures: Sequence[Path]) -> str:
     parts += [f"## {title}\n\n{markdown(bold_beats(table))}" for title, table in _tables(found)]
     if found.shapley_note and len(found.rows):
         parts.append(f"No Shapley shares: {found.shapley_note}.")
+    parts += [_no_gradients(found)] if _no_gradients(found) else []
     parts += [f"![{path.stem}]({path.as_posix()})" for path in figures]
     parts.append(
-        f"Differences are paired by seed, change minus base; {_method(found)}. "
+        f"Differences are paired by seed, change minus what it is judged against; {_method(found)}. "
         "BEATS: the interval is wholly on the better side of 0. "
         "DOES NOT BEAT: even its better end is below the smallest difference worth having (column `worth` of "
-        "verdicts.csv). Every run with its seed, config hash, versions and command stands in results.csv."
+        "verdicts.csv). Every run with its seed, config hash, versions and command stands in results.csv. "
+        "An interval holds for a number of seeds that was fixed beforehand: after adding seeds because of what was "
+        "seen here, confirm a finding on new seeds alone."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _no_gradients(found: Report) -> str:
+    if not len(found.rows) or any(RunFolder(Path(run)).gradients.exists() for run in found.rows["folder"]):
+        return ""
+    return (
+        "No finished run has gradients.csv, so nothing can be said of the conflict of losses: set "
+        "`train.gradients_every = 50` under `[set]` before the first run. Set later, it trains no finished run again."
+    )
 
 
 def _method(found: Report) -> str:
@@ -251,12 +331,13 @@ def _tables(found: Report) -> list[tuple[str, pd.DataFrame]]:
     classes = [name for name in found.rows.columns if name.startswith("AP ")]
     tables = [("Scores", score_table(found))]
     for title, metrics in (("Errors", ERRORS), ("AP by class", classes), ("Costs", COSTS)):
-        tables.append((f"{title}: differences to the base", difference_table(found, metrics)))
+        tables.append((f"{title}: differences", difference_table(found, metrics)))
     for change in found.conflict["change"].unique():
         tables.append((f"Cosine of gradients at the shared BEV map: {change}", _cosines(found, change)))
     if len(found.shapley):
         shares = found.shapley.assign(share=[with_interval(r) for r in _as_difference(found.shapley)])
-        tables.append(("Shapley shares of the terms", shares[["metric", "term", "share", "seeds"]]))
+        columns = [*(["of"] if shares["of"].nunique() > 1 else []), "metric", "term", "share", "seeds"]
+        tables.append(("Shapley shares of the terms", shares[columns]))
     return [(title, table) for title, table in tables if len(table)]
 
 

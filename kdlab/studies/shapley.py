@@ -87,8 +87,7 @@ def shapley(
         raise ValueError(_missing(game, subsets, metric, terms))
     part = [run for seed in whole for run in game[seed].values()]
     kinds = pd.DataFrame([run.row for run in part]).assign(change="the runs of every subset")
-    reason = mixture(kinds[kinds["teacher"].notna()] if "teacher" in kinds else kinds) or mixture(kinds)
-    if reason:
+    if reason := mixture(kinds):
         raise ValueError(f"Shapley shares: {reason}")
     found = [shares({s: game[seed][s].value for s in subsets}, terms) for seed in whole]
     parts = {term: [by[term] for by in found] for term in terms} | {"all together": [sum(by.values()) for by in found]}

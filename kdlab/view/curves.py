@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdlab.checkpoint import read_losses
 from kdlab.evaluate import TP_ERRORS, Metrics
+from kdlab.losslog import read_losses
 from kdlab.sample import CLASSES
 from kdlab.view.style import Array, new_figure, run_colours
 

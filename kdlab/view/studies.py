@@ -56,8 +56,10 @@ def draw_report(report: Report, folder: Path) -> list[Path]:
         figures["differences"] = difference_plot(report.rows, report.verdicts)
     for change in report.conflict["change"].unique():
         figures[f"conflict-{re.sub(r'[^A-Za-z0-9.+-]+', '_', change)}"] = conflict_maps(report.conflict, change)
-    if len(report.shapley):
-        figures["shapley"] = shapley_bars(report.shapley)
+    methods = list(report.shapley["of"].unique()) if len(report.shapley) else []
+    for of in methods:
+        shares = report.shapley[report.shapley["of"] == of]
+        figures["shapley" if len(methods) == 1 else f"shapley-{of}"] = shapley_bars(shares)
     if any(_differs(report.rows, cost) for cost in COST_NAMES):
         figures["cost"] = cost_plot(report.rows)
     return [path for name, figure in figures.items() for path in save(figure, folder / name)]
@@ -88,15 +90,22 @@ def difference_plot(rows: pd.DataFrame, verdicts: pd.DataFrame, metrics: Sequenc
     panels = figure.subplots(1, max(len(metrics), 1), sharey=True, squeeze=False)[0]
     for ax, metric in zip(panels, metrics, strict=False):
         judged = verdicts[verdicts["metric"] == metric].set_index("change")
-        seeds = differences(rows, metric, BASE)
+        seeds = differences(rows, metric)
         for place, change in enumerate(changes):
             shown = judged.loc[change, "verdict"] != NOT_COMPARABLE
             values = seeds[seeds["change"] == change]["difference"].to_numpy(float) if shown else np.empty(0)
             _difference_row(ax, place, judged.loc[change], values)
         _difference_axes(ax, metric, judged)
-    panels[0].set_yticks(range(len(changes)), [_wrapped(change) for change in changes])
+    references = verdicts.drop_duplicates("change").set_index("change")["reference"]
+    names = [_against(change, references[change]) for change in changes]
+    panels[0].set_yticks(range(len(changes)), names)
     panels[0].set_ylim(len(changes) - 0.4, -0.6)
     return figure
+
+
+def _against(change: str, reference: str) -> str:
+    """A change in lines, with what it is judged against where that is not the base."""
+    return _wrapped(change) + ("" if reference == BASE else f"\n(against {_wrapped(reference)})")
 
 
 def _difference_row(ax: Axes, place: int, row: Mapping[str, Any], values: np.ndarray[Any, Any]) -> None:
@@ -120,7 +129,7 @@ def _difference_axes(ax: Axes, metric: str, judged: pd.DataFrame) -> None:
     ax.locator_params(axis="x", nbins=6)
     side = "right" if higher(metric) else "left"
     ax.set_title(metric, fontsize=11)
-    ax.set_xlabel(f"difference to the base ({side} is better)\nband: less than is worth having", fontsize=9)
+    ax.set_xlabel(f"difference ({side} is better)\nband: less than is worth having", fontsize=9)
 
 
 def conflict_maps(table: pd.DataFrame, change: str, parts: Sequence[str] = PARTS) -> Figure:

@@ -12,9 +12,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mini_run import mini_config, write_set
 
-from kdlab.checkpoint import load_detector, read_losses
+from kdlab.checkpoint import load_detector
 from kdlab.config import DistillConfig
 from kdlab.evaluate import evaluate_run
+from kdlab.losslog import read_losses
 from kdlab.train import train
 
 pytestmark = [

@@ -185,6 +185,14 @@ def test_lists_in_lists_are_refused(tmp_path: Path, key: str, value: Any, boxes:
     refused(case.write(tmp_path / "r.json"), case.truth(), message)
 
 
+def test_integers_of_more_than_64_bits_are_floats(tmp_path: Path) -> None:
+    case = Case({"s0": [box(0, 0)]}, {"s0": [box(10**30, -(2**63))]})
+    boxes = read_results(case.write(tmp_path / "r.json"), case.truth())
+    assert boxes.translation.tolist() == [[1e30, -(2.0**63), 0]]
+    case.results["s0"][0] |= {"num_pts": 2**64}
+    refused(case.write(tmp_path / "r.json"), case.truth(), "num_pts is 1.8446744073709552e\\+19, which is not a number")
+
+
 def test_boxes_know_their_samples(tmp_path: Path) -> None:
     case = Case({"s0": [box(0, 0)], "s1": []}, {"s0": [], "s1": []})
     truth = case.truth()

@@ -19,11 +19,12 @@ import psutil
 import pytest
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
-from kdlab.checkpoint import RunFolder, open_run, read_losses
+from kdlab.checkpoint import RunFolder, open_run
 from kdlab.config import RunConfig, load_config
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.loop import Interrupted
-from kdlab.studies import Change, LocalEngine, Study, Trial, expand, job, load_study, local, memory, run, run_study
+from kdlab.losslog import read_losses
+from kdlab.studies import Change, LocalEngine, Study, Trial, expand, job, load_study, local, run, run_study
 from kdlab.studies.measured import load_measured
 from kdlab.studies.plan import unique
 from kdlab.studies.results import pending
@@ -274,20 +275,6 @@ def test_a_resumed_run_goes_alone_until_its_memory_is_known(
     assert run_study(two, Noting(2), progress=False).finished == 2
     assert at[0] == 60 and 60 + local.WARM_STEPS <= at[1] < 120 and calls(second) == WHOLE
     assert load_measured(two.out).memory_known
-
-
-def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    group = tmp_path / lines[3:].strip("/")
-    group.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    assert memory.available() == 1000
-    for name, text in (("max", "700\n"), ("current", "500\n"), ("stat", "anon 100\ninactive_file 300\n")):
-        (group / f"memory.{name}").write_text(text)
-    assert memory.available() == 500
-    (group / "memory.max").write_text("max\n")
-    assert memory.available() == 1000
 
 
 @pytest.mark.usefixtures("stub")

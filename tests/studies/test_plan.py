@@ -1,6 +1,7 @@
 """What a study expands to, in Python and from TOML."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from kdlab.config import DistillConfig, RunConfig, load_config, save_config
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.presets import SCALES, tiny
 from kdlab.studies import Change, Study, expand, load_study, term_changes
-from kdlab.studies.plan import trial_hash, unique
+from kdlab.studies.load import plain_study
+from kdlab.studies.plan import Terms, trial_hash, unique
 
 TERMS = ("feature", "relation", "response_class", "response_regression")
 KD = {"distill.method": "unidistill", "distill.teacher": "runs/teacher"}
@@ -57,6 +59,48 @@ def test_equal_configs_share_a_run(tmp_path: Path) -> None:
     old.mkdir(parents=True)
     renamed = expand(study(Change("rate", {"train.lr": 1.0}), out=tmp_path))
     assert [t.folder.parent.name for t in renamed] == ["base", "lr", "base", "rate"]
+
+
+def test_a_run_of_an_earlier_version_is_found_by_its_config(tmp_path: Path) -> None:
+    of = study(Change("lr", {"train.lr": 1.0}), out=tmp_path, seeds=(0,))
+    new = expand(of)[1]
+    old = tmp_path / "lr" / "seed0-00c0ffee"
+    old.mkdir(parents=True)
+    save_config(new.config, old / "config.json")
+    plain = json.loads((old / "config.json").read_text())
+    plain["train"].pop("ema")  # a field that came later, with a default
+    plain["data"]["workers"] = 7  # does not count
+    (old / "config.json").write_text(json.dumps(plain))
+    assert expand(of)[1].folder == old
+    shutil.copytree(old, new.folder)
+    (old / "detector.safetensors").write_text("weights")
+    assert expand(of)[1].folder == old  # finished
+    (new.folder / "detector.safetensors").write_text("weights")
+    assert expand(of)[1].folder == new.folder
+    other = study(Change("lr", {"train.lr": 2.0}), out=tmp_path, seeds=(0,))
+    assert expand(other)[1].folder not in (old, new.folder)
+
+
+def test_changes_name_what_they_are_judged_against(tmp_path: Path) -> None:
+    text = TOML + '[changes.both]\nbase = "unidistill"\ntrain.lr = 1.0\n'
+    loaded = load_study(written(tmp_path, text), tmp_path / "s")
+    assert [c.base for c in loaded.changes] == ["base", "base", "unidistill"]
+    for wrong in ("both", "none"):
+        with pytest.raises(ValueError, match=f"changes.both: base '{wrong}' is not one of base, unidistill"):
+            load_study(written(tmp_path, text.replace('base = "unidistill"', f'base = "{wrong}"')))
+    with pytest.raises(ValueError, match=r"changes.both: base: expected the name of a change, got 3"):
+        load_study(written(tmp_path, text.replace('base = "unidistill"', "base = 3")))
+    whole, *without = term_changes(tiny("camera"), "each-off", "unidistill", "t")
+    assert whole.base == "base" and {c.base for c in without} == {"unidistill"}
+
+
+def test_the_folder_keeps_references_terms_and_the_cpu(tmp_path: Path) -> None:
+    shorthand = '[terms]\nmode = "each-off"\nmethod = "unidistill"\nteacher = "t"\nterms = ["feature"]\n'
+    path = written(tmp_path, TOML.partition("[changes")[0] + shorthand)
+    begun = replace(load_study(path, tmp_path), cpu=True)
+    (tmp_path / "study.json").write_text(json.dumps(plain_study(begun)))
+    assert load_study(tmp_path) == begun and begun.terms == Terms("each-off", "unidistill", "t", ("feature",))
+    assert load_study(path, tmp_path).cpu and not load_study(path, tmp_path / "other").cpu
 
 
 def test_changes_set_values_by_dotted_key() -> None:
@@ -265,3 +309,18 @@ def test_knobs_of_the_world(tmp_path: Path) -> None:
     (tmp_path / "sim" / "v1.0-sim" / "simulation.json").unlink()
     with pytest.raises(ValueError, match="is not a simulated data set"):
         config({"simulation.fog": 1.0}, base)
+
+
+def test_the_study_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    block = page.partition("`terms.toml`, complete:\n\n")[2].partition("\n\nDifferences")[0]
+    monkeypatch.chdir(tmp_path)
+    simulated(tmp_path / "data" / "sim")
+    loaded = load_study(written(tmp_path, "\n".join(line[4:] for line in block.splitlines())))
+    assert {c.name: c.base for c in loaded.changes} == {
+        **dict.fromkeys(("unidistill", "released", "fog"), "base"),
+        **{f"without-{term}": "unidistill" for term in TERMS},
+        "fog-unidistill": "fog",
+    }
+    roots = {t.change: t.config.data.root for t in expand(loaded)}
+    assert roots["fog"] == roots["fog-unidistill"] != roots["base"] and loaded.base.train.gradients_every == 50

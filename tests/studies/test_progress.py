@@ -161,7 +161,7 @@ def test_a_notebook_updates_one_output(monkeypatch: pytest.MonkeyPatch, capsys: 
         shown.append(value.data)  # type: ignore[attr-defined]
         return Handle()
 
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr("kdlab.studies.progress.in_notebook", lambda: True)
     monkeypatch.setattr(display, "display", show)
     view = View()
     view.show(["one", "two"])

@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
-from kdlab.checkpoint import read_losses
 from kdlab.loop import Interrupted
+from kdlab.losslog import read_losses
 from kdlab.studies import Change, RayEngine, Study, Trial, expand, run_study
+from kdlab.studies.measured import Measured
 from kdlab.studies.status import state
 from kdlab.train import train
 
@@ -26,6 +28,31 @@ def test_numbers_that_cannot_work() -> None:
     for values in ({"jobs": 0}, {"cpus_per_run": 0}, {"gpus_per_run": -1}):
         with pytest.raises(ValueError, match=r"at least 1|some CPU"):
             RayEngine(**values)  # type: ignore[arg-type]
+
+
+def test_gpus_are_taken_where_the_cluster_has_some(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    started: list[tuple[Any, ...]] = []
+    remote = SimpleNamespace(remote=lambda *words: started.append(words))
+
+    def open_(gpus: float | None, cpu: bool, there: float) -> float:
+        engine = RayEngine(gpus_per_run=gpus)
+        wanted: list[float] = []
+
+        def make(num_gpus: float, **_: Any) -> Any:
+            wanted.append(num_gpus)
+            return lambda _: remote
+
+        node = {"Alive": True, "Resources": {"CPU": 4, "GPU": there}}
+        engine._ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: [node], remote=make)
+        study = Study("s", mini_config(tmp_path), (), (0,), "tiny_val", tmp_path, cpu=cpu)
+        engine.open(study, Measured())
+        engine.start(study.trials()[0])
+        return wanted[0]
+
+    assert [open_(None, False, 2), open_(None, True, 2), open_(None, False, 0), open_(0.5, False, 1)] == [1, 0, 0, 0.5]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    assert [words[3] for words in started] == [{}, hidden, hidden, {}]
 
 
 def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,20 @@
 """The report of a study: words and files."""
 
+import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from study_fakes import TERMS, write_gradients, write_study, write_trial
+from study_fakes import TERMS, run_config, write_gradients, write_study, write_trial
 
 from kdlab.commands.report import report
+from kdlab.studies.load import plain_study
+from kdlab.studies.plan import Study, Terms
 from kdlab.studies.report import analyse, write_report
 from kdlab.studies.text import escape, latex, markdown, number, sentence, signed, significant
 
@@ -75,7 +80,47 @@ def test_half_finished_studies(tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "verdicts.csv")) == 0
     write_trial(tmp_path, "base", 0, 0.2)
     assert "(1 seed has no interval; run at least two)" in write_report(tmp_path).text
-    assert "No Shapley shares: " in (tmp_path / "study.md").read_text()
+    page = (tmp_path / "study.md").read_text()
+    assert "No Shapley shares" not in page and "`train.gradients_every = 50` under `[set]`" in page
+
+
+def test_verdicts_are_preliminary_while_their_runs_are_missing(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {"x": 0.013, "y": 0.02})
+    write_trial(study, "x", 7, None, finished=False)
+    lines = analyse(study).text.splitlines()
+    assert any(line.startswith("x BEATS") and line.endswith("; PRELIMINARY: 1 run is missing.") for line in lines)
+    assert not any("PRELIMINARY" in line for line in lines if line.startswith("y "))
+
+
+def test_what_cannot_be_judged_is_a_line_of_the_report(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {"x": 0.01}, seeds=2)
+    again = next((study / "x").glob("seed0-*"))
+    shutil.copytree(again, again.with_name("seed0-again"))
+    found = write_report(study)
+    assert "No verdicts: x has 2 runs of seed 0: " in found.text and len(pd.read_csv(study / "results.csv")) == 5
+
+
+def test_subsets_are_asked_for_by_the_study_alone(tmp_path: Path) -> None:
+    base = run_config()
+    study = Study("s", base, (), (0,), "sim_test", tmp_path, terms=Terms("subsets", "unidistill", "t", TERMS[:2]))
+    runs = [
+        write_trial(tmp_path, "+".join(on) or "base", 0, 0.2, on or None) for on in ((), TERMS[:1], TERMS[:2], TERMS)
+    ]
+    trials = [
+        {
+            "change": run.parent.name,
+            "seed": 0,
+            "folder": f"{run.parent.name}/{run.name}",
+            "command": [],
+            "evaluation": [],
+        }
+        for run in runs
+    ]
+    for terms, said in ((study.terms, True), (Terms("each-off", "unidistill"), False), (None, False)):
+        plan = {**plain_study(replace(study, terms=terms)), "trials": trials}
+        (tmp_path / "study.json").write_text(json.dumps(plan))
+        note = analyse(tmp_path).shapley_note
+        assert ("all 4 subsets of feature, relation; missing: relation (seed 0)" in note) == said and bool(note) == said
 
 
 def test_a_base_alone(tmp_path: Path) -> None:

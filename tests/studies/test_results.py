@@ -80,6 +80,20 @@ def test_the_plan_leaves_stale_runs_out(tmp_path: Path) -> None:
     assert list(collect(tmp_path)["mAP"]) == pytest.approx([0.2])
 
 
+def test_the_command_is_the_one_that_ran(tmp_path: Path) -> None:
+    run = write_trial(tmp_path, "base", 0, 0.2)
+    plan(tmp_path, {"base": 1})
+    assert collect(tmp_path)["command"][0].startswith("kdlab train 'a config.json' && kdlab evaluate")
+    (run / "trial.json").write_text(
+        json.dumps({"command": ["kdlab", "train", "x"], "evaluation": ["kdlab", "e", "--cpu"]})
+    )
+    assert collect(tmp_path)["command"][0] == "kdlab train x && kdlab e --cpu"
+    (run / "versions.json").write_text(json.dumps({"command": "python -m kdlab train x --cpu", "threads": "3"}))
+    row = collect(tmp_path).iloc[0]
+    assert row["command"] == "python -m kdlab train x --cpu && kdlab e --cpu" and row["threads"] == "3"
+    assert row["run_hash"] == run.name.removeprefix("seed0-")
+
+
 def test_a_study_itself(tmp_path: Path) -> None:
     study = Study("s", run_config(), (Change("long", {"train.epochs": 99}),), (0, 1), "sim_test", tmp_path)
     trials = study.trials()

@@ -12,7 +12,7 @@ from study_fakes import TERMS, metrics, run_config, write_run, write_trial
 
 from kdlab.config import config_hash
 from kdlab.studies.results import collect
-from kdlab.studies.shapley import shapley, shares, terms_on
+from kdlab.studies.shapley import complete_games, shapley, shares, terms_on
 
 Subset = frozenset[str]
 
@@ -80,6 +80,26 @@ def test_some_terms_beside_others_that_stay_on(tmp_path: Path) -> None:
         write_trial(tmp_path, "+".join(on) or "base", 0, value, on or None)
     table = shapley(collect(tmp_path), terms=["feature"])  # the base has relation off, too: another game
     assert table.set_index("term").loc["feature", "share"] == pytest.approx(0.04)
+
+
+def test_a_game_beside_a_run_with_more_terms(tmp_path: Path) -> None:
+    subsets(tmp_path, ("feature", "relation"), 0, {"feature": 0.01, "relation": 0.02})
+    write_trial(tmp_path, "whole", 0, 0.9, TERMS)
+    rows = collect(tmp_path)
+    assert complete_games(rows) == {"unidistill": ("feature", "relation")}
+    table = shapley(rows, terms=["feature", "relation"], of="unidistill").set_index("term")
+    assert table.loc["feature", "share"] == pytest.approx(0.01)
+    assert complete_games(rows[rows["change"] != "relation"]) == {}
+
+
+def test_several_teachers_are_refused(tmp_path: Path) -> None:
+    subsets(tmp_path, ("feature", "relation"), 0, {"feature": 0.01, "relation": 0.02})
+    rows = collect(tmp_path)
+    rows.loc[rows["change"] == "relation", "teacher"] = "another"
+    with pytest.raises(
+        ValueError, match="Shapley shares: the seeds of the runs of every subset had different teachers"
+    ):
+        shapley(rows)
 
 
 def test_missing_subsets_are_named(tmp_path: Path) -> None:

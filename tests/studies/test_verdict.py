@@ -8,12 +8,14 @@ import pytest
 from scipy import stats
 from study_fakes import rows_of
 
+from kdlab.studies.comparable import twins
 from kdlab.studies.verdict import (
     BEATS,
     DOES_NOT_BEAT,
     INCONCLUSIVE,
     NOT_COMPARABLE,
     Interval,
+    check_options,
     differences,
     holm,
     interval,
@@ -157,6 +159,64 @@ def test_measured_costs_want_one_device() -> None:
     table = verdicts(rows).set_index("metric")
     assert table.loc["train_seconds", "verdict"] == NOT_COMPARABLE
     assert table.loc["test_parameters", "verdict"] == DOES_NOT_BEAT
+    threads = rows_of({"base": [100.0], "x": [50.0]}, "train_seconds").assign(threads=["1", "2"])
+    assert only(verdicts(threads), "train_seconds")["note"].startswith("measured with another number of threads")
+
+
+def test_runs_of_several_teachers_or_precisions_are_refused() -> None:
+    values = {"base": [0.2, 0.3], "x": [0.3, 0.4]}
+
+    def note(ours: dict[str, list[object]], name: str = "x") -> tuple[str, str]:
+        rows = rows_of(values)
+        for column, cells in ours.items():
+            rows.loc[rows["change"] == name, column] = cells
+        row = only(verdicts(rows))
+        return row["verdict"], row["note"]
+
+    assert note({"teacher": ["a", "b"]}) == (NOT_COMPARABLE, "the seeds of x had different teachers")
+    assert note({"train_data": ["a", "b"]}, "base")[1] == "the seeds of base were trained on different data"
+    assert note({"teacher": ["a", "a"]})[0] == BEATS
+    mixed = rows_of(values, precision="fp32", wanted_precision="auto", teacher_run="t", teacher="a")
+    mixed.loc[mixed["change"] == "x", "precision"] = "bf16"
+    assert only(verdicts(mixed))["note"] == "trained in another precision than the reference"
+    mixed.loc[mixed["change"] == "x", "wanted_precision"] = "bf16"  # the very change
+    assert only(verdicts(mixed))["verdict"] == BEATS
+    mixed.loc[mixed["change"] == "x", "teacher"] = "b"
+    assert only(verdicts(mixed))["note"] == "the teacher was trained again in between"
+
+
+def test_a_change_may_name_what_it_is_judged_against() -> None:
+    rows = rows_of({"base": [0.2, 0.3], "fog": [0.1, 0.2], "fog-kd": [0.15, 0.251], "kd": [0.25, 0.351]})
+    rows["reference"] = rows["change"].map({"fog-kd": "fog"}).fillna("base")
+    rows.loc[rows["change"].str.startswith("fog"), "data"] = "foggy"
+    table = verdicts(rows).set_index("change")
+    assert table["reference"].to_dict() == {"fog": "base", "fog-kd": "fog", "kd": "base"}
+    assert table["verdict"].to_dict() == {"fog": NOT_COMPARABLE, "fog-kd": BEATS, "kd": BEATS}
+    assert table.loc["fog-kd", "difference"] == pytest.approx(0.0505)
+    paired = differences(rows, "mAP").set_index("change")["difference"]
+    assert list(paired["fog-kd"]) == pytest.approx([0.05, 0.051])
+    assert list(verdicts(rows[rows["change"] != "fog"])["change"]) == ["kd"]  # nothing to compare it with yet
+
+
+def test_shared_runs_count_once() -> None:
+    base = np.array([0.2, 0.21, 0.22, 0.23])
+    rows = rows_of({"base": base, "a": base + 0.01, "b": base + 0.01, "c": base, "d": base - 0.01}, reference="base")
+    rows.loc[rows["change"] == "b", "folder"] = list(rows[rows["change"] == "a"]["folder"])
+    rows.loc[rows["change"] == "c", "folder"] = list(rows[rows["change"] == "base"]["folder"])
+    assert twins(rows) == {"b": "a", "c": "base"}
+    table = verdicts(rows, adjust="mAP")
+    assert list(table["change"]) == ["a", "d"] and set(table["comparisons"]) == {2}
+
+
+def test_options_that_cannot_be() -> None:
+    for values, message in (
+        ({"worth": {"mPA": 0.1}}, "worth: unknown metric 'mPA'; known: mAP, NDS"),
+        ({"worth": {"mAP": -0.1}}, "worth: mAP wants a number from 0 on"),
+        ({"level": 95}, "between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_options(**values)  # type: ignore[arg-type]
+    check_options({"AP car": 0.1}, 0.9, "bootstrap")
 
 
 def test_errors() -> None:
