@@ -13,7 +13,7 @@ def report(folder: Path | str, **options: Any) -> str:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the runs cannot be compared.
+        ValueError: an option that cannot be, or a file of a run cannot be read.
     """
     from kdlab.studies.report import write_report
     from kdlab.view.studies import draw_report

@@ -173,8 +173,8 @@ def score_table(found: Report, metrics: Sequence[str] = SCORES) -> pd.DataFrame:
             cells[metric] = _spread(rows[metric])
             cells[f"Δ {metric}"] = with_interval(judged) if judged else "-"
             cells[f"{metric} verdict"] = judged.get("verdict", "-")
-            if judged.get("adjusted") and judged["comparisons"] > 1:
-                cells[f"{metric} verdict (Holm)"] = judged["adjusted"]
+            if metric == PRIMARY and _comparisons(found) > 1:
+                cells[f"{metric} verdict (Holm)"] = judged.get("adjusted") or "-"
         table.append(cells)
     return pd.DataFrame(table).fillna("-")
 
@@ -188,7 +188,7 @@ def difference_table(found: Report, metrics: Sequence[str]) -> pd.DataFrame:
         for row in found.verdicts[found.verdicts["metric"] == metric].to_dict("records"):
             write = significant if metric in COSTS else number
             against = {"against": row["reference"]} if _several_references(found) else {}
-            means = {**against, "base": write(row["base"]), "value": write(row["value"])}
+            means = {**against, "its mean" if against else "base": write(row["base"]), "value": write(row["value"])}
             judged = {"difference": with_interval(row), "verdict": row["verdict"]}
             table.append({"metric": metric, "change": row["change"], **means, **judged})
     return pd.DataFrame(table)
@@ -272,13 +272,10 @@ def _cost_line(found: Report, change: str) -> list[str]:
 
 
 def _corrected(found: Report) -> list[str]:
-    table = found.verdicts
-    if "adjusted" not in table:
-        return []
-    chosen = table[table["metric"] == PRIMARY]
-    count = int(chosen["comparisons"].max()) if len(chosen) else 0
+    count = _comparisons(found)
     if count < 2:
         return []
+    chosen = found.verdicts[found.verdicts["metric"] == PRIMARY]
     lost = chosen[(chosen["verdict"] == BEATS) & (chosen["adjusted"] == INCONCLUSIVE)]["change"]
     rival = "its reference" if _several_references(found) else "the base"
     if not (chosen["verdict"] == BEATS).any():
@@ -289,6 +286,12 @@ def _corrected(found: Report) -> list[str]:
         f"{count} changes were compared, each with an interval of its own; with Holm's correction for {count} "
         f"comparisons on {PRIMARY}, {end}."
     ]
+
+
+def _comparisons(found: Report) -> int:
+    """Number that Holm's correction was made for; 0 without one."""
+    counts = found.verdicts.get("comparisons", pd.Series(dtype=int))
+    return int(counts.max()) if len(counts) else 0
 
 
 def _markdown(found: Report, figures: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ from study_fakes import TERMS, run_config, write_gradients, write_study, write_t
 from kdlab.commands.report import report
 from kdlab.studies.load import plain_study
 from kdlab.studies.plan import Study, Terms
-from kdlab.studies.report import analyse, write_report
+from kdlab.studies.report import analyse, score_table, write_report
 from kdlab.studies.text import escape, latex, markdown, number, sentence, signed, significant
 
 
@@ -43,6 +43,10 @@ def test_holm_is_said(tmp_path: Path) -> None:
     assert "x BEATS the base on mAP" in found.text
     assert "comparisons on mAP, x no longer BEATS the base." in found.text
     assert found.verdicts.set_index(["change", "metric"]).loc[("x", "mAP"), "adjusted"] == "INCONCLUSIVE"
+    names = list(score_table(found).columns)
+    assert (
+        names[names.index("mAP verdict") + 1] == "mAP verdict (Holm)" and "with Holm's correction for 5" in found.text
+    )
 
 
 def test_files_hold_the_tables(tmp_path: Path) -> None:

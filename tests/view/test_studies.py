@@ -56,6 +56,13 @@ def test_what_cannot_be_compared_has_no_dots(draw: Draw) -> None:
     assert all(len(line.get_xdata()) == 0 for line in figure.axes[0].lines if line.get_marker() == "o")
 
 
+def test_another_reference_is_named(draw: Draw) -> None:
+    rows = differing(["x", "y"], 3)
+    rows["reference"] = ["base"] * 6 + ["x"] * 3
+    figure = draw(difference_plot(rows, verdicts(rows)))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["x", "y\n(against x)"]
+
+
 def test_errors_are_better_to_the_left(draw: Draw) -> None:
     rows = rows_of({"base": [0.5, 0.6], "x": [0.4, 0.52]}, "mATE")
     figure = draw(difference_plot(rows, verdicts(rows), ["mATE"]))
