@@ -99,9 +99,19 @@ def analyse(
             judged["note"] = [_preliminary(row, missing) for row in judged.to_dict("records")]
         except ValueError as error:
             trouble = str(error)
-    shares, why = _shares(rows, _terms(Path(folder)), level, method)
-    name = Path(folder).resolve().name
-    found = Report(name, rows, missing, judged, conflict(rows), norms(rows), shares, why, trouble)
+    plan = _plan(Path(folder))
+    shares, why = _shares(rows, _terms(plan), level, method)
+    found = Report(
+        plan.get("name") or Path(folder).resolve().name,
+        rows,
+        missing,
+        judged,
+        conflict(rows),
+        norms(rows),
+        shares,
+        why,
+        trouble,
+    )
     return replace(found, text=_text(found))
 
 
@@ -112,10 +122,15 @@ def _preliminary(row: Mapping[Any, Any], missing: pd.DataFrame) -> str:
     return "; ".join(filter(None, [row["note"], f"PRELIMINARY: {runs} missing" if len(waiting) else ""]))
 
 
-def _terms(folder: Path) -> Mapping[str, Any] | None:
-    """What a study's [terms] say, where they are of subsets."""
+def _plan(folder: Path) -> dict[str, Any]:
+    """What the study's folder says of itself; empty where it says nothing."""
     path = folder / PLAN
-    plan = json.loads(path.read_text()) if path.exists() else {}
+    plan: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return plan
+
+
+def _terms(plan: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a study's [terms] say, where they are of subsets."""
     terms: Mapping[str, Any] | None = plan.get("terms")
     if terms is None or terms["mode"] != "subsets":
         return None

@@ -70,7 +70,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     files = [stem.with_name(stem.name + suffix) for suffix in FORMATS]
     for file in files:
         with replacing(file) as part:
-            figure.savefig(part, format=file.suffix[1:], dpi=150)
+            figure.savefig(part, format=file.suffix[1:], dpi=150, bbox_inches="tight")
     return files
 
 
