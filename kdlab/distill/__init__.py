@@ -17,9 +17,9 @@ from kdlab.distill.places import Boxes, Cells, Nowhere, Pairs, Points, Slots, Te
 
 METHODS: dict[str, Callable[[Modality, Modality], Method]] = {
     "unidistill": _unidistill.by_modality,
-    "distillbev": _distillbev.by_modality,
-    "simdistill": _simdistill.by_modality,
-    "labeldistill": _labeldistill.by_modality,
+    "distillbev": lambda student, teacher: _distillbev.distillbev().between(student, teacher),
+    "simdistill": lambda student, teacher: _simdistill.simdistill().between(student, teacher),
+    "labeldistill": lambda student, teacher: _labeldistill.labeldistill().between(student, teacher),
 }
 """One row per paper: (student's modality, teacher's modality) -> the intended method."""
 

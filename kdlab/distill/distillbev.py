@@ -34,7 +34,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdlab.config import Modality
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, Start, Term, Variant
 from kdlab.distill.places import Cells, TermResult
@@ -294,18 +293,3 @@ def distillbev(
         quirks=QUIRKS,
         start=(Start("head.tasks", f"{_VENUE}, BD:367-373, SH:24"),) if inherit_head else (),
     ).variant(variant)
-
-
-def by_modality(student: Modality, teacher: Modality) -> Method:
-    """DistillBEV between these modalities.
-
-    Raises:
-        ValueError: the student is no camera detector, or the teacher sees no points.
-    """
-    method = distillbev()
-    if student not in method.student or teacher not in method.teacher:
-        raise ValueError(
-            f"distillbev: no path from a {teacher} teacher to a {student} student; "
-            "known: lidar -> camera, fusion -> camera"
-        )
-    return method

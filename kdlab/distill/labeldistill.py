@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlab.config import Modality
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, Stage, TeacherMode, Term, Variant
 from kdlab.distill.paths import Part
@@ -297,18 +296,3 @@ def labeldistill(variant: Variant = "intended", *, levels: Sequence[int] = (0, 1
         quirks=QUIRKS,
         stages=(ENCODER,),
     ).variant(variant)
-
-
-def by_modality(student: Modality, teacher: Modality) -> Method:
-    """LabelDistill between these modalities.
-
-    Raises:
-        ValueError: the student is no camera detector, or the teacher sees no points.
-    """
-    method = labeldistill()
-    if student not in method.student or teacher not in method.teacher:
-        raise ValueError(
-            f"labeldistill: no path from a {teacher} teacher to a {student} student; "
-            "known: lidar -> camera, fusion -> camera"
-        )
-    return method

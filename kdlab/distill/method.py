@@ -201,6 +201,17 @@ class Method:
         asked = {a for t in self.terms for a in (t.adapter, *t.modules) if a}
         _known(asked, (a.name for a in self.adapters), f"{self.name}: unknown adapter")
 
+    def between(self, student: Modality, teacher: Modality) -> Method:
+        """This method, where it takes these modalities.
+
+        Raises:
+            ValueError: it does not; the message lists those that it takes.
+        """
+        if student not in self.student or teacher not in self.teacher:
+            pairs = ", ".join(f"{t} -> {s}" for t in sorted(self.teacher) for s in sorted(self.student))
+            raise ValueError(f"{self.name}: no path from a {teacher} teacher to a {student} student; known: {pairs}")
+        return self
+
     def __add__(self, other: Method) -> Method:
         """All that both methods have; terms of equal name get their method's name in front."""
         clash = {t.name for t in self.terms} & {t.name for t in other.terms}

@@ -32,7 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlab.config import Modality
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, TeacherMode, Term, Variant
 from kdlab.distill.places import Cells, Slots, TermResult
@@ -299,16 +298,3 @@ def simdistill(variant: Variant = "intended") -> Method:
         adapters=(ADAPTER,),
         quirks=QUIRKS,
     ).variant(variant)
-
-
-def by_modality(student: Modality, teacher: Modality) -> Method:
-    """SimDistill between these modalities.
-
-    Raises:
-        ValueError: the student is no camera detector, or the teacher no fusion detector.
-    """
-    if (student, teacher) != ("camera", "fusion"):
-        raise ValueError(
-            f"simdistill: no path from a {teacher} teacher to a {student} student; known: fusion -> camera"
-        )
-    return simdistill()

@@ -39,6 +39,29 @@ class Row:
         return not self.judged or (self.error is not None and self.error <= self.tolerance)
 
 
+class Inputs:
+    """The arrays of a file, or of a group in it with one prefix and those without; what a family's cases build on.
+
+    Args:
+        arrays: of the file.
+        prefix: of the group, with its slash.
+    """
+
+    def __init__(self, arrays: Arrays, prefix: str = "") -> None:
+        self.arrays, self.prefix = arrays, prefix
+
+    def given(self, name: str) -> Tensor:
+        """An input of the group, or of the file.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for key in (self.prefix + name, name):
+            if key in self.arrays:
+                return torch.from_numpy(np.array(self.arrays[key]))
+        raise KeyError(f"needs the input {self.prefix}{name}")
+
+
 @dataclass(frozen=True)
 class Family:
     """Files of one kind.

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdlab.distill.regions import fires_wrongly, footprint_owner, gaussian_mask, share, size_scale
 from kdlab.distill.terms import class_probability
 from kdlab.geometry import BEVGrid, wrap_angle
-from kdlab.parity.compare import Arrays
+from kdlab.parity.compare import Inputs
 from kdlab.parity.oracles import context_ring, queued_size_scale
 from kdlab.sample import Boxes3D
 
@@ -36,25 +36,8 @@ def modern(boxes: Tensor) -> Tensor:
     return torch.stack((x, y, bottom + h / 2, l, w, h, wrap_angle(-yaw - math.pi / 2), vx, vy), -1)
 
 
-class Case:
-    """One file.
-
-    Args:
-        arrays: its arrays by name.
-    """
-
-    def __init__(self, arrays: Arrays) -> None:
-        self.arrays = arrays
-
-    def given(self, name: str) -> Tensor:
-        """An input.
-
-        Raises:
-            KeyError: the file does not hold it.
-        """
-        if name not in self.arrays:
-            raise KeyError(f"needs the input {name}")
-        return torch.from_numpy(np.array(self.arrays[name]))
+class Case(Inputs):
+    """One file."""
 
     def grid(self, size: Size) -> BEVGrid:
         """The file's area in this many cells.

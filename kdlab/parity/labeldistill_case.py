@@ -19,7 +19,7 @@ from kdlab.distill.labeldistill import centre_cells, focal, labeldistill, truth
 from kdlab.distill.terms import class_probability
 from kdlab.models.labels import LabelEncoder, LabelMaps, label_maps
 from kdlab.models.targets import TASK_OF_CLASS, encode_boxes
-from kdlab.parity.compare import Arrays
+from kdlab.parity.compare import Inputs
 from kdlab.parity.oracles import ForeignGrid
 from kdlab.parity.released_heads import center_head, released_neck
 from kdlab.sample import TASKS, Boxes3D, Features, Predictions, TaskPrediction
@@ -29,31 +29,12 @@ CELL, FACTOR = 0.8, 4.0
 _LINEAR = {"mlp_box": "box", "mlp_label": "label", "mlp2": "both"}
 
 
-class Case:
-    """A group of arrays with one prefix, and those without.
-
-    Args:
-        arrays: of the file.
-        prefix: of the group, with its slash.
-    """
-
-    def __init__(self, arrays: Arrays, prefix: str = "") -> None:
-        self.arrays, self.prefix = arrays, prefix
+class Case(Inputs):
+    """A group of arrays with one prefix, and those without."""
 
     def holds(self, name: str) -> bool:
         """The group has such an array."""
         return self.prefix + name in self.arrays
-
-    def given(self, name: str) -> Tensor:
-        """An input of the group, or of the file.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for key in (self.prefix + name, name):
-            if key in self.arrays:
-                return torch.from_numpy(np.array(self.arrays[key]))
-        raise KeyError(f"needs the input {self.prefix}{name}")
 
     def weights(self, folder: str) -> dict[str, Tensor]:
         """Weights below a folder of the file, without its name."""

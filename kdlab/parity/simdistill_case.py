@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from kdlab.distill.simdistill import CODE_WEIGHTS, centre_cells, class_gaussians
 from kdlab.geometry import BEVGrid
 from kdlab.models.head import focal_sums, gather_codes
 from kdlab.models.targets import TASK_OF_CLASS, encode_boxes
-from kdlab.parity.compare import Arrays
+from kdlab.parity.compare import Inputs
 from kdlab.parity.distillbev_case import modern
 from kdlab.parity.oracles import ForeignGrid
 from kdlab.sample import TASKS, Boxes3D, Features, Predictions, TaskPrediction
@@ -61,25 +60,8 @@ class Slotted:
     codes: Tensor
 
 
-class Case:
-    """One file.
-
-    Args:
-        arrays: its arrays by name.
-    """
-
-    def __init__(self, arrays: Arrays) -> None:
-        self.arrays = arrays
-
-    def given(self, name: str) -> Tensor:
-        """An input.
-
-        Raises:
-            KeyError: the file does not hold it.
-        """
-        if name not in self.arrays:
-            raise KeyError(f"needs the input {name}")
-        return torch.from_numpy(np.array(self.arrays[name]))
+class Case(Inputs):
+    """One file."""
 
     def number(self, name: str) -> float:
         """An input of one number."""

@@ -15,7 +15,7 @@ from kdlab.distill import Context, Method, TermResult, run_terms
 from kdlab.distill.terms import class_probability, cosine_relation, normalised, read_points
 from kdlab.distill.unidistill import PATHS, box_points, counted_rows, exchanged, response_mask, unidistill
 from kdlab.geometry import footprint
-from kdlab.parity.compare import Arrays, Family, Row, compare
+from kdlab.parity.compare import Arrays, Family, Inputs, Row, compare
 from kdlab.parity.oracles import Assignment, ForeignGrid, nearest_cells
 from kdlab.sample import Boxes3D, Features, Predictions, TaskPrediction
 
@@ -27,23 +27,13 @@ _RESPONSES = {"response_class": ("hm_logits", "loss_resp_cls"), "response_regres
 """Terms whose inputs are large and may be missing: the inputs, and the stored value."""
 
 
-class _UniDistill:
+class _UniDistill(Inputs):
     """One file of UniDistill's arrays, along one path, with the exchange cancelled or not."""
 
     def __init__(self, arrays: Arrays, path: str = "L2C", unswapped: bool = False) -> None:
-        self.arrays = arrays
+        super().__init__(arrays)
         self.path = path
         self.unswapped = unswapped
-
-    def given(self, name: str) -> Tensor:
-        """An input.
-
-        Raises:
-            KeyError: the file does not hold it.
-        """
-        if name not in self.arrays:
-            raise KeyError(f"needs the input {name}")
-        return torch.from_numpy(np.array(self.arrays[name]))
 
     @cached_property
     def boxes(self) -> Boxes3D:
