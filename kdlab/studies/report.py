@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,8 @@ import pandas as pd
 from kdlab.checkpoint import RunFolder, replacing
 from kdlab.studies.comparable import twins
 from kdlab.studies.conflict import DETECTION, WHOLE, conflict, matrix, norms
-from kdlab.studies.load import PLAN
 from kdlab.studies.plan import BASE, NO_METHOD
-from kdlab.studies.results import collect, pending, write_csv
+from kdlab.studies.results import collect, pending, read_plan, write_csv
 from kdlab.studies.shapley import complete_games, shapley
 from kdlab.studies.text import (
     bold_beats,
@@ -99,7 +97,7 @@ def analyse(
             judged["note"] = [_preliminary(row, missing) for row in judged.to_dict("records")]
         except ValueError as error:
             trouble = str(error)
-    plan = _plan(Path(folder))
+    plan = read_plan(Path(folder))
     shares, why = _shares(rows, _terms(plan), level, method)
     found = Report(
         plan.get("name") or Path(folder).resolve().name,
@@ -120,13 +118,6 @@ def _preliminary(row: Mapping[Any, Any], missing: pd.DataFrame) -> str:
     waiting = missing[missing["change"].isin([row["change"], row["reference"]])]
     runs = "1 run is" if len(waiting) == 1 else f"{len(waiting)} runs are"
     return "; ".join(filter(None, [row["note"], f"PRELIMINARY: {runs} missing" if len(waiting) else ""]))
-
-
-def _plan(folder: Path) -> dict[str, Any]:
-    """What the study's folder says of itself; empty where it says nothing."""
-    path = folder / PLAN
-    plan: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return plan
 
 
 def _terms(plan: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -169,7 +169,7 @@ def _trials(study: Study | Path | str, split: str | None) -> tuple[list[_Planned
     folder = Path(study)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such study folder; `kdlab ablate` makes one")
-    plan = _json(folder / PLAN)
+    plan = read_plan(folder)
     if plan:
         bases = {change["name"]: change.get("base", BASE) for change in plan.get("changes", ())}
         planned = [
@@ -192,6 +192,15 @@ def _trials(study: Study | Path | str, split: str | None) -> tuple[list[_Planned
 def _words(command: Sequence[str]) -> str:
     """A command as one would type it."""
     return shlex.join(command)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What a study's folder says of itself (study.json); empty where it says nothing.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return _json(folder / PLAN)
 
 
 def _number(value: float | None) -> float:

@@ -77,3 +77,11 @@ def test_reduced_decoding_is_close_to_full(sample: Sample, keyframe_root: Path) 
     torch.testing.assert_close(full.image_from_camera, fast.image_from_camera, atol=1e-3, rtol=1e-5)
     assert (full.images.float() - fast.images.float()).abs().mean() < 2.0
     assert collate([full, fast]).images.shape[0] == 2
+
+
+@pytest.mark.parametrize(("size", "bound"), [((256, 704), 1.0), ((64, 176), 2.5)])
+def test_fast_images_are_close_to_exact(keyframe_root: Path, size: tuple[int, int], bound: float) -> None:
+    dataset = NuScenesDataset(keyframe_root)
+    exact, fast = (next(Loader(dataset, image_size=size, batch_size=1, exact=e).epoch(0)).images for e in (True, False))
+    difference = (exact.float() - fast.float()).abs().mean()
+    assert 0 < difference < bound, difference
