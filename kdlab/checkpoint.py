@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from kdlab.models.detector import Detector
 
 _FREE = ("checkpoint_minutes", "evaluate_every", "gradients_every")
-NEUTRAL = ("data.workers", "data.image_cache", *(f"train.{key}" for key in _FREE))
-"""Keys that may change when a run goes on: they do not change its numbers."""
+NEUTRAL = ("data.workers", "data.image_cache", "distill.cache", *(f"train.{key}" for key in _FREE))
+"""Keys that may change when a run goes on: they do not change its numbers (a feature cache: beyond its tolerance)."""
 
 EXPORTED_WEIGHTS = "model.safetensors"
 """What the Hugging Face hub calls a model's weights."""
@@ -181,6 +181,16 @@ def differing_key(old: Any, new: Any, where: str = "") -> str | None:
     return None if old == new else where
 
 
+def deciding(config: RunConfig) -> dict[str, Any]:
+    """Plain dictionary of a config without the `NEUTRAL` keys."""
+    plain = to_dict(config)
+    for dotted in NEUTRAL:
+        section, key = dotted.split(".")
+        if plain[section] is not None:
+            del plain[section][key]
+    return plain
+
+
 def _value(plain: dict[str, Any], dotted: str) -> Any:
     value: Any = plain
     for key in dotted.split("."):
@@ -202,10 +212,7 @@ def open_run(folder: RunFolder, config: RunConfig) -> None:
         if not process.isdecimal() or not psutil.pid_exists(int(process)):  # a kill in the middle of a write left it
             part.unlink(missing_ok=True)
     if folder.config.exists():
-        old, new = to_dict(load_run_config(folder.path)), to_dict(config)
-        for dotted in NEUTRAL:
-            section, key = dotted.split(".")
-            old[section][key] = new[section][key]
+        old, new = deciding(load_run_config(folder.path)), deciding(config)
         differing = differing_key(old, new)
         if differing is not None:
             raise ValueError(
@@ -313,6 +320,27 @@ def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detect
         detector = build_detector(config, load_pretrained=False)
     load_weights(folder.weights, detector)
     return detector.to(device).eval()
+
+
+def start_camera(detector: Detector, run: Path | str) -> None:
+    """Copy the camera branch of a trained detector; what the trained one lacks, such as simulated LiDAR, stays fresh.
+
+    Raises:
+        FileNotFoundError: no such run, or its training has not ended.
+        ValueError: a side has no cameras, or the branches are built differently; the message names the first tensor.
+    """
+    source = load_detector(run).camera
+    if source is None or detector.camera is None:
+        raise ValueError(f"train.camera_start: {run if source is None else 'the trained detector'} has no cameras")
+    ours, theirs = detector.camera.state_dict(), source.state_dict()
+    for name, value in theirs.items():
+        if name not in ours or ours[name].shape != value.shape:
+            here = tuple(ours[name].shape) if name in ours else "missing"
+            raise ValueError(
+                f"train.camera_start: camera.{name} is {tuple(value.shape)} in {run} and {here} in the detector; "
+                "build both camera branches alike"
+            )
+    detector.camera.load_state_dict({**ours, **theirs})
 
 
 def save_state(folder: RunFolder, state: Mapping[str, Any]) -> None:

@@ -13,12 +13,14 @@ from kdlab.commands.evaluate import evaluate
 from kdlab.commands.export import export
 from kdlab.commands.machine import demo, doctor, overfit, simulate
 from kdlab.commands.methods import methods, parity
+from kdlab.commands.plan import plan
 from kdlab.commands.runs import compare, runs
 from kdlab.commands.train import train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "simulate": simulate,
+    "plan": plan,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,

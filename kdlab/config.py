@@ -27,8 +27,13 @@ class CameraConfig:
     """Height and width of the network's input, pixels."""
     stride: int = 8
     """Pixels of input per cell of the feature map that is lifted; a power of two."""
+    neck: Literal["sum", "concatenation"] = "sum"
+    """sum: the backbone's maps from the lifted stride on, added top-down (FPN). concatenation: those from stride 4 on,
+    an equal share of the channels each (SECOND's neck, as in BEVDepth)."""
     channels: int = 64
     """Width of the image neck."""
+    depth_channels: int = 0
+    """Width of the depth net; 0: the image neck's."""
     context: int = 64
     """Channels that are lifted into the BEV."""
     depth: tuple[float, float, float] = (1.0, 41.0, 1.0)
@@ -39,6 +44,8 @@ class CameraConfig:
     """Weight of the depth loss."""
     depth_blocks: int = 1
     """Residual blocks of the depth net's depth branch."""
+    bev_blocks: int = 0
+    """Residual blocks on each frame's BEV map before it is aligned."""
     deepest: int = 16
     """Largest stride of the backbone that the image neck uses; layers beyond it are left out."""
     frames: int = 1
@@ -52,6 +59,11 @@ class CameraConfig:
     """The simulated LiDAR takes the camera branch's lift, as SimDistill's released code does by mistake."""
     corner_reference: bool = False
     """Geometry compensation counts from cells' lower corners, not centres, as SimDistill's released code does."""
+    geometry_compensation: bool = True
+    """Let the simulated LiDAR compensate geometry, in images and in the BEV; false for the ablation of that claim."""
+    lidar_depth: bool = False
+    """The lift also reads the depths of LiDAR points, in training and at test time, as SimDistill's released student
+    does: such a detector is no camera detector any more, and refuses batches without points. For one frame."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,10 @@ class LidarConfig:
     """LiDAR branch: dynamic pillars."""
 
     channels: int = 64
-    """Width of the pillar features."""
+    """Width of the branch's BEV map."""
+    finer: tuple[int, ...] = ()
+    """Widths at finer resolutions, finest first: pillars are cells / 2**len(finer) wide, and each residual block that
+    follows halves the resolution; (): a pillar is a cell."""
     layers: int = 1
     """Point layers: 1, or 2 where the second sees each pillar's maximum of the first."""
     sweeps: int = 2
@@ -73,11 +88,13 @@ class BEVConfig:
     channels: int = 64
     """Width of the encoder's input, `Features.bev`."""
     stages: tuple[int, ...] = (64, 128)
-    """Width of each stage; stage i has stride 2**i."""
+    """Width of each stage; stage i has stride first_stride * 2**i."""
     blocks: tuple[int, ...] = (2, 2)
     """Residual blocks per stage."""
     neck: int = 128
     """Width of the neck's output, `Features.neck`, at stride 1."""
+    first_stride: int = 1
+    """Stride of the first stage, a power of two."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +135,17 @@ class DetectorConfig:
     """The BEV grid, metres."""
     z: tuple[float, float] = (-3.0, 5.0)
     """Heights above the ground that count, metres."""
+    fuser: Literal["conv", "gated"] = "conv"
+    """How camera and LiDAR (real or simulated) maps become one: a convolution, or UniDistill's gate before it."""
     camera: CameraConfig = CameraConfig()
     lidar: LidarConfig = LidarConfig()
     bev: BEVConfig = BEVConfig()
     head: HeadConfig = HeadConfig()
+
+    @property
+    def sensors(self) -> Modality:
+        """What it reads, also at test time: its modality, but both for cameras with ``camera.lidar_depth``."""
+        return "fusion" if self.modality == "camera" and self.camera.lidar_depth else self.modality
 
 
 @dataclass(frozen=True)
@@ -169,6 +193,8 @@ class DataConfig:
     image_cache: str = ""
     """Folder where decoded images are kept, so that later epochs do not decode; "" for none."""
     augment: AugmentConfig = AugmentConfig()
+    draws: int = 0
+    """Augmented versions of each sample, shown in turn from epoch to epoch; 0: a new one in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +205,15 @@ class TrainConfig:
     batch_size: int = 8
     """Samples per optimiser step, over all processes."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW; one-cycle schedule."""
+    """Peak learning rate of AdamW."""
+    camera_lr: float = 1.0
+    """Factor on the learning rate of the camera branch."""
+    schedule: Literal["one-cycle", "steps"] = "one-cycle"
+    """one-cycle: a cosine up and one down; steps: constant, a tenth after each of the milestones."""
+    warm_up: float = 0.3
+    """Share of the training in which the learning rate rises, from a tenth of the peak (steps: a thousandth)."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which ``steps`` divides the learning rate by ten."""
     weight_decay: float = 1e-2
     grad_clip: float = 5.0
     """Norm to which gradients are clipped."""
@@ -189,6 +223,8 @@ class TrainConfig:
     """auto: bf16 where the processor or GPU has it, fp32 elsewhere."""
     seed: int = 0
     """Seeds weights, order and augmentation."""
+    camera_start: str = ""
+    """Run folder of a detector with cameras, from which the camera branch starts: backbone, image neck, depth net."""
     checkpoint_minutes: float = 2.0
     """Time between checkpoints; one is also written after every epoch."""
     evaluate_every: int = 0
@@ -202,7 +238,7 @@ class DistillConfig:
     """Which method distils which teacher."""
 
     method: str = "unidistill"
-    """A name in kdlab.distill.METHODS."""
+    """A name in kdlab.distill.METHODS, or several with + between them."""
     teacher: str = ""
     """Run folder of the teacher."""
     variant: Literal["intended", "released"] = "intended"
@@ -217,6 +253,14 @@ class DistillConfig:
     """Weights by term name that replace the method's own; 0 switches a term off."""
     stage_epochs: int = 0
     """Epochs of each training that comes first, such as LabelDistill's label encoder; 0: as many as the method says."""
+    cache: str = ""
+    """Folder where the teacher's features are kept, so that it runs once per sample and draw (wants data.draws); ""
+    for none."""
+    options: dict[str, str] = field(default_factory=dict)
+    """How the method is built, by option name, see `kdlab methods NAME`: {"attention": "none"}. Several values stand
+    with commas between them."""
+    only: tuple[str, ...] = ()
+    """Terms to keep, all others are left out; empty: all."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from kdlab.checkpoint import RunFolder, load_detector, load_run_config, replacing, save_weights, write_json
+from kdlab.checkpoint import RunFolder, load_run_config, replacing, write_json
 from kdlab.config import Modality, RunConfig, save_config
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate import simulate
@@ -25,6 +25,7 @@ from kdlab.data.simulate_config import SimulationConfig
 from kdlab.evaluate import Metrics, Scorer, evaluate_run, load_metrics
 from kdlab.presets import distilled, tiny
 from kdlab.runs import compare
+from kdlab.shipping import weights_of
 from kdlab.train import train
 from kdlab.view.bev import bev_boxes, feature_maps
 from kdlab.view.cameras import cameras
@@ -32,9 +33,6 @@ from kdlab.view.curves import loss_curves, metric_comparison
 from kdlab.view.look import look
 from kdlab.view.regions import masks
 from kdlab.view.style import Boxes
-
-WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
-"""Shipped weights, in a checkout."""
 
 SPLIT = "sim_test"
 """The split of the reported numbers; no training and no tuning sees it."""
@@ -178,7 +176,7 @@ def make_teacher(out: Path, config: DemoConfig, world: Path, clock: Clock) -> Pa
 
     A teacher of another world is of no use: this world's test scenes may have been among its training scenes.
     """
-    run, shipped = RunFolder(out / "teacher"), RunFolder(weights_of(config.simulation))
+    run, shipped = RunFolder(out / "teacher"), RunFolder(weights_of("lidar", config.simulation))
     if not run.finished and not run.checkpoint.exists() and shipped.finished:
         run.path.mkdir(parents=True, exist_ok=True)
         save_config(replace(load_run_config(shipped.path), data=run_config(config, world, "lidar").data), run.config)
@@ -189,23 +187,6 @@ def make_teacher(out: Path, config: DemoConfig, world: Path, clock: Clock) -> Pa
         return run.path
     with clock("teacher"):
         return train(run_config(config, world, "lidar"), run.path)
-
-
-def weights_of(simulation: SimulationConfig) -> Path:
-    """Where the weights of the LiDAR teacher that was trained on a world are shipped, if they are."""
-    return WEIGHTS / f"teacher-{simulation.digest()}"
-
-
-def ship_teacher(run: Path, simulation: SimulationConfig) -> Path:
-    """Write a finished teacher, in half precision, with its logs to the `weights_of` its world; returns the folder."""
-    to = RunFolder(weights_of(simulation))
-    to.path.mkdir(parents=True, exist_ok=True)
-    config = load_run_config(run)
-    save_config(replace(config, data=replace(config.data, root="data/sim", version=None)), to.config)
-    save_weights(to.weights, load_detector(run).half())
-    for log in ("losses.csv", "metrics.json", "versions.json"):
-        shutil.copy(run / log, to.path / log)
-    return to.path
 
 
 def evaluated(run: Path, world: Path) -> Metrics:

@@ -275,10 +275,10 @@ def evaluation_loader(
         root,
         version,
         split,
-        frames=detector.camera.frames if detector.modality != "lidar" else 1,
-        sweeps=detector.lidar.sweeps if detector.modality != "camera" else 1,
-        images=detector.modality != "lidar",
-        points=detector.modality != "camera",
+        frames=detector.camera.frames if detector.sensors != "lidar" else 1,
+        sweeps=detector.lidar.sweeps if detector.sensors != "camera" else 1,
+        images=detector.sensors != "lidar",
+        points=detector.sensors != "camera",
         image_cache=config.data.image_cache,
     )
     return Loader(
@@ -330,9 +330,9 @@ def evaluate_run(
     folder, watch = RunFolder(Path(out or run)), Stopwatch(detector)
     read_stored(folder.metrics)  # what the result will be added to: a damaged file is said before the work
     with contextlib.closing(evaluation_loader(config, root, split, version, workers=workers)) as loader:
-        found = predict(detector, loader.epoch(0), config.detector.modality, config.train.precision, watch)
+        found = predict(detector, loader.epoch(0), config.detector.sensors, config.train.precision, watch)
     watch.store(folder.path)
-    write_results(folder.path / f"results_{split}.json", found, config.detector.modality)
+    write_results(folder.path / f"results_{split}.json", found, config.detector.sensors)
     metrics = (scorer or Scorer(root, version)).score(found, split).metrics
     pretrained = config.detector.modality != "lidar" and config.detector.camera.pretrained
     metrics = replace(metrics, pretrained=pretrained)

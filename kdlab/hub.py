@@ -197,7 +197,7 @@ def _header(name: str, config: RunConfig, metrics: Mapping[str, Metrics]) -> str
 def _facts(config: RunConfig, made: Mapping[str, str]) -> str:
     digest = f" (digest {made['data'][:12]})" if "data" in made else ""
     facts = {
-        "Sensors": {"fusion": "LiDAR and cameras", "lidar": "LiDAR", "camera": "cameras"}[config.detector.modality],
+        "Sensors": {"fusion": "LiDAR and cameras", "lidar": "LiDAR", "camera": "cameras"}[config.detector.sensors],
         "Training data": f"{_name(config.data.root)}, split {config.data.train}{digest}",
         "Training": f"{config.train.epochs} epochs of batches of {config.train.batch_size}, seed {config.train.seed}",
         "Method": "none: trained alone",

@@ -21,7 +21,7 @@ from kdlab.config import TrainConfig
 from kdlab.cost import Meter
 from kdlab.losslog import LossLog
 from kdlab.models.norm import across_ranks
-from kdlab.optim import MovingAverage, adamw, learning_rate
+from kdlab.optim import MovingAverage, adamw, set_learning_rate
 from kdlab.progress import Progress
 from kdlab.sample import Batch
 
@@ -187,9 +187,7 @@ class Loop:
     def _step(self, epoch: int, batch: Batch) -> None:
         step, device = self._done, self.accelerator.device
         torch.manual_seed(((self.config.seed * 1_000_003 + step) * 4099 + self.accelerator.process_index) % 2**63)
-        lr = learning_rate(step, self.steps, self.config.lr)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_learning_rate(self._optimizer, step, self.steps, self.config)
         losses: dict[str, Tensor] = self._model(batch.to(device))
         self._watch(step, losses)
         total = torch.stack([v.float() for v in losses.values()]).sum()

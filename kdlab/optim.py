@@ -11,18 +11,21 @@ from torch import nn
 from kdlab.config import TrainConfig
 
 WARM_UP = 0.3
-"""Share of the steps in which the learning rate rises."""
+"""Share of the steps in which a one-cycle's learning rate rises, where a config does not say."""
+CAMERA = "camera."
+"""In the names of the camera branch's parameters."""
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
+def learning_rate(step: int, steps: int, peak: float, warm_up: float = WARM_UP) -> float:
     """One-cycle schedule: a cosine from a tenth of ``peak`` up to it, then a cosine down to a thousandth.
 
     Args:
         step: 0 .. steps - 1.
         steps: of the whole training.
         peak: highest learning rate.
+        warm_up: share of the steps in which it rises.
     """
-    top = WARM_UP * steps
+    top = warm_up * steps
     if step < top:
         low, share = 0.1, 1 - step / top
     else:
@@ -30,13 +33,46 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (low + (1 - low) * (1 + math.cos(math.pi * min(share, 1.0))) / 2)
 
 
+def stepped_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The config's ``steps`` schedule: linearly up from a thousandth, then a tenth after each milestone's epoch.
+
+    Args:
+        step: 0 .. steps - 1.
+        steps: of the whole training, as many in each epoch.
+        config: peak, epochs, milestones, warm-up.
+    """
+    passed = sum(step >= epoch * steps / config.epochs for epoch in config.milestones)
+    rise = min(step / (config.warm_up * steps), 1.0) if config.warm_up > 0 else 1.0
+    return config.lr * (1e-3 + (1 - 1e-3) * rise) * 0.1**passed
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainConfig) -> float:
+    """Give an optimiser of `adamw` its learning rates for a step; returns that of all but the camera branch."""
+    if config.schedule == "steps":
+        rate = stepped_rate(step, steps, config)
+    else:
+        rate = learning_rate(step, steps, config.lr, config.warm_up)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+    return rate
+
+
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that want gradients; biases and normalisation weights do not decay."""
-    wanted = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in wanted if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW over the parameters that want gradients; biases and normalisation weights do not decay.
+
+    Where the camera branch has a learning rate of its own, its parameters are groups of their own.
+    """
+    groups = []
+    for factor in dict.fromkeys((1.0, config.camera_lr)):
+        own = factor != 1.0
+        wanted = [
+            p
+            for name, p in module.named_parameters()
+            if p.requires_grad and (config.camera_lr == 1.0 or (CAMERA in name) == own)
+        ]
+        share = {"factor": factor} if own else {}
+        groups.append({"params": [p for p in wanted if p.ndim > 1], "weight_decay": config.weight_decay, **share})
+        groups.append({"params": [p for p in wanted if p.ndim <= 1], "weight_decay": 0.0, **share})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr)
 
 

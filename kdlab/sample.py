@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -52,11 +53,13 @@ T_ = TypeVar("T_")
 
 
 def to_device(value: T_, device: torch.device | str, non_blocking: bool = True) -> T_:
-    """A copy of a dataclass, tuple, list or tensor with every tensor in it moved to ``device``."""
+    """A copy of a dataclass, tuple, list, dictionary or tensor with every tensor in it moved to ``device``."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)  # type: ignore[return-value]
     if isinstance(value, tuple | list):
         return type(value)(to_device(v, device, non_blocking) for v in value)
+    if isinstance(value, dict):
+        return {k: to_device(v, device, non_blocking) for k, v in value.items()}  # type: ignore[return-value]
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, BEVGrid):
         names = [f.name for f in fields(value)]  # type: ignore[arg-type]
         moved = {name: to_device(getattr(value, name), device, non_blocking) for name in names}
@@ -168,6 +171,7 @@ class Sample:
         bev_augmentation: float32 [4, 4]: similarity that BEV augmentation applied to the key frame (identity where
             none); points, boxes, frame_from_camera and key_from_frame already hold it, global_from_key does not.
         lidar_origin: float32 [3]: the LiDAR's place in the key ego frame (augmented with the points).
+        draw: which random version of the sample this is.
     """
 
     token: str
@@ -183,6 +187,7 @@ class Sample:
     global_from_key: Tensor
     bev_augmentation: Tensor
     lidar_origin: Tensor
+    draw: int = 0
 
 
 @dataclass
@@ -202,6 +207,8 @@ class Batch:
         boxes: padded annotations [B, M, ...]; velocities that are unknown stay NaN.
         global_from_key: float64 [B, 4, 4].
         bev_augmentation: float32 [B, 4, 4].
+        draws: which random version each sample is.
+        stored: tensors of frozen networks that were read instead of made, by path, such as ``teacher.bev``.
     """
 
     tokens: list[str]
@@ -215,6 +222,8 @@ class Batch:
     boxes: Boxes3D
     global_from_key: Tensor
     bev_augmentation: Tensor
+    draws: list[int] = field(default_factory=list)
+    stored: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -231,6 +240,8 @@ class Batch:
         def pinned(value: object) -> object:
             if isinstance(value, Boxes3D):
                 return Boxes3D(*(getattr(value, f.name).pin_memory() for f in fields(value)))
+            if isinstance(value, dict):
+                return {k: v.pin_memory() for k, v in value.items()}
             return value.pin_memory() if isinstance(value, Tensor) else value
 
         return replace(self, **{f.name: pinned(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
@@ -244,6 +255,7 @@ class Batch:
             point_batch=self.point_batch[:0],
             depth=None,
             boxes=to_device(boxes, self.images.device),
+            stored={},
         )
 
 
@@ -274,16 +286,22 @@ class TaskPrediction:
 
 @dataclass
 class Predictions:
-    """Raw output of the centre head, all tasks in the order of TASKS."""
+    """Raw output of the centre head, all tasks in the order of TASKS; its joined maps are made once."""
 
     tasks: tuple[TaskPrediction, ...]
 
-    @property
+    @classmethod
+    def of_maps(cls, heatmap: Tensor, regression: Tensor) -> Predictions:
+        """The predictions whose joined maps are these."""
+        maps = zip(heatmap.split([len(task) for task in TASKS], 1), regression.chunk(len(TASKS), 1), strict=True)
+        return cls(tuple(TaskPrediction(heat, *boxes.split((2, 1, 3, 2, 2), 1)) for heat, boxes in maps))
+
+    @cached_property
     def heatmap(self) -> Tensor:
         """Class logits [B, 10, H, W] in class order."""
         return torch.cat([t.heatmap for t in self.tasks], 1)
 
-    @property
+    @cached_property
     def regression(self) -> Tensor:
         """Regression maps [B, 10 x tasks, H, W], task after task."""
         return torch.cat([t.regression() for t in self.tasks], 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from kdlab.allocator import keep_freed_memory
+from kdlab.cache import FeatureCache, sides
 from kdlab.checkpoint import (
     RunFolder,
     discard,
@@ -22,22 +22,24 @@ from kdlab.checkpoint import (
     load_run_config,
     open_run,
     save_weights,
+    start_camera,
     versions,
     write_versions,
 )
-from kdlab.config import Modality, RunConfig
+from kdlab.config import RunConfig
 from kdlab.cost import read_cost, training_cost, write_cost
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
-from kdlab.distill import Distiller, Method, build_method, copy_start
-from kdlab.evaluate import Scorer, evaluation_loader, predict, store_metrics
+from kdlab.distill import Distiller, copy_start
 from kdlab.gradients import Gradients
 from kdlab.loop import Interrupted, Loop, OnStep
 from kdlab.models import Detector, build_detector
 from kdlab.models.norm import sync_batchnorm
+from kdlab.pairing import check_teacher, method_for, sensors_of
 from kdlab.precision import autocast, resolve
 from kdlab.sample import Batch
 from kdlab.stages import run_stages
+from kdlab.validation import Validation
 
 __all__ = ["Interrupted", "Training", "check_teacher", "train"]
 
@@ -50,13 +52,20 @@ class Training(nn.Module):
         distiller: the method, None without distillation.
         precision: as in `TrainConfig.precision`.
         keep_bev: keep the student's shared BEV map for `take_bev`.
+        cache: where the teacher's features are kept.
     """
 
     def __init__(
-        self, student: Detector, distiller: Distiller | None = None, precision: str = "fp32", keep_bev: bool = False
+        self,
+        student: Detector,
+        distiller: Distiller | None = None,
+        precision: str = "fp32",
+        keep_bev: bool = False,
+        cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
         self.student, self.distiller, self.precision, self.keep_bev = student, distiller, precision, keep_bev
+        self.cache = cache
         self._bev: Tensor | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -66,6 +75,7 @@ class Training(nn.Module):
             self._bev = features.bev if self.keep_bev else None
             losses: dict[str, Tensor] = dict(self.student.loss(features, batch))
             if self.distiller is not None:
+                batch = batch if self.cache is None else self.cache.fill(batch, self.distiller.run)
                 losses |= {f"kd/{name}": result.value for name, result in self.distiller(features, batch).items()}
         return losses
 
@@ -114,7 +124,7 @@ def train(
 
     Raises:
         FileNotFoundError: no data set or no teacher.
-        ValueError: the folder holds another config, or the config does not fit data or teacher.
+        ValueError: the folder holds another config, or the config does not fit data, teacher or feature cache.
         RuntimeError: a loss is not finite.
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
     """
@@ -134,23 +144,30 @@ def train(
         keep_freed_memory()
     run = _Run(config, folder, accelerator, resume, progress, on_step)
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), contextlib.closing(_loader(run)) as loader:
-        _train(run, loader)
+    with torch.random.fork_rng(devices=cuda):
+        loader = _loader(run)
+        _write_versions(run, loader)
+        torch.manual_seed(config.train.seed)
+        student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
+        if config.train.camera_start:
+            start_camera(student, config.train.camera_start)
+        distiller = _distiller(run, student) if config.distill is not None else None
+        loader, cache = _cached(run, loader, distiller)
+        with contextlib.closing(loader):
+            _train(run, loader, student, distiller, cache)
     accelerator.wait_for_everyone()
     return folder.path
 
 
-def _train(run: _Run, loader: Loader) -> None:
+def _train(
+    run: _Run, loader: Loader, student: Detector, distiller: Distiller | None, cache: FeatureCache | None
+) -> None:
     config, accelerator = run.config, run.accelerator
-    _write_versions(run, loader)
-    torch.manual_seed(config.train.seed)
-    student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
-    distiller = _distiller(run, student) if config.distill is not None else None
     watched = config.train.gradients_every > 0
-    training = Training(student, distiller, config.train.precision, keep_bev=watched).to(accelerator.device)
+    training = Training(student, distiller, config.train.precision, watched, cache).to(accelerator.device)
     if accelerator.num_processes > 1:
         sync_batchnorm(training)
-    validation = _Validation(run)
+    validation = Validation(config, run.folder, accelerator, run.progress)
     loop = Loop(
         training,
         loader,
@@ -189,77 +206,31 @@ def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
     )  # autocast is kdlab's own, see precision.py
 
 
-def check_teacher(config: RunConfig) -> None:
-    """See that a distillation's teacher is there and sees what the student sees; nothing to do without one.
+def _cached(run: _Run, loader: Loader, distiller: Distiller | None) -> tuple[Loader, FeatureCache | None]:
+    """The feature cache that a config asks for, and what loads the batches: without the teacher's sensors if it can."""
+    config, device = run.config, run.accelerator.device
+    if distiller is None or config.distill is None or not config.distill.cache:
+        return loader, None
+    assert isinstance(loader.dataset, NuScenesDataset)
+    tokens, shown = loader.dataset.tokens, loader.shown(config.train.epochs)
+    cache = FeatureCache(config.distill.cache, sides(config, distiller, loader.dataset.digest, device))
 
-    Raises:
-        FileNotFoundError: no teacher, or its training has not ended.
-        ValueError: none is named, both want one sensor in different forms, or the method has no such path.
-    """
-    if config.distill is None:
-        return
-    if not config.distill.teacher:
-        raise ValueError(
-            f"{config.distill.method} needs a teacher: give its run folder with --teacher (distill.teacher in a config)"
-        )
-    try:
-        teacher = load_run_config(config.distill.teacher)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no teacher: {error}") from error
-    if not RunFolder(Path(config.distill.teacher)).finished:
-        raise FileNotFoundError(
-            f"no teacher: the run {config.distill.teacher} is not finished; run its `kdlab train` again to go on"
-        )
-    _sensors(config, teacher)
-    _method(config, teacher.detector.modality)
+    def entry() -> int:
+        return cache.measure(loader.single(*shown[0]).to(device), distiller.run, config.train.precision)
+
+    complete, text = cache.prepare([(tokens[index], draw) for index, draw in shown], entry)
+    if run.progress and run.accelerator.is_main_process:
+        print(text, flush=True)
+    return (_loader(run, cache) if complete else loader), cache
 
 
-def _method(config: RunConfig, teacher: Modality) -> Method:
-    assert config.distill is not None
-    return build_method(config.distill, config.detector.modality, teacher)
-
-
-@dataclass(frozen=True)
-class _Sensors:
-    images: bool
-    points: bool
-    frames: int
-    sweeps: int
-
-
-def _sensors(config: RunConfig, teacher: RunConfig | None) -> _Sensors:
-    """The union of what student and teacher see.
-
-    Raises:
-        ValueError: they want one sensor in different forms.
-    """
-    detectors = [config.detector, *([teacher.detector] if teacher is not None else [])]
-    cameras = [d.camera for d in detectors if d.modality != "lidar"]
-    lidars = [d.lidar for d in detectors if d.modality != "camera"]
-    for what, values in (
-        ("camera.image_size", {c.image_size for c in cameras}),
-        ("camera.frames", {c.frames for c in cameras}),
-        ("lidar.sweeps", {c.sweeps for c in lidars}),
-        ("grid.x and grid.y", {(d.grid.x, d.grid.y) for d in detectors}),
-    ):
-        if len(values) > 1:
-            wanted, given = (" and ".join(map(str, values)), config.distill.teacher if config.distill else "")
-            raise ValueError(f"student and teacher ({given}) must agree on detector.{what}, which is {wanted}")
-    depth = config.detector.modality != "lidar" and config.detector.camera.depth_supervision
-    return _Sensors(
-        bool(cameras),
-        bool(lidars) or depth,
-        max((c.frames for c in cameras), default=1),
-        max((c.sweeps for c in lidars), default=1),
-    )
-
-
-def _loader(run: _Run) -> Loader:
+def _loader(run: _Run, stored: FeatureCache | None = None) -> Loader:
+    """Batches for student and teacher; for the student alone where what the terms want of the teacher is stored."""
     config, camera = run.config, run.config.detector.camera
-    teacher = load_run_config(config.distill.teacher) if config.distill is not None else None
+    teacher = load_run_config(config.distill.teacher) if config.distill is not None and stored is None else None
     if teacher is not None and config.detector.modality == "lidar":
         camera = teacher.detector.camera
-    seen = _sensors(config, teacher)
+    seen = sensors_of(config, teacher)
     data = config.data
     dataset = NuScenesDataset(
         data.root,
@@ -287,7 +258,9 @@ def _loader(run: _Run) -> Loader:
         rank=run.accelerator.process_index,
         world=run.accelerator.num_processes,
         exact=data.images == "exact",
+        draws=data.draws or None,
         pin_memory=run.accelerator.device.type == "cuda",
+        stored=stored,
     )
 
 
@@ -296,7 +269,7 @@ def _distiller(run: _Run, student: Detector) -> Distiller:
     source = run.config.distill.teacher
     teacher = load_detector(source, run.accelerator.device)
     teacher.to(memory_format=torch.channels_last)
-    method = _method(run.config, load_run_config(source).detector.modality)
+    method = method_for(run.config, load_run_config(source).detector.modality)
     together = run.accelerator.num_processes > 1 and method.teacher_mode.batch_statistics
     if together:
         sync_batchnorm(teacher)
@@ -334,40 +307,3 @@ def _write_versions(run: _Run, loader: Loader) -> None:
         weights = RunFolder(Path(run.config.distill.teacher)).weights
         made["teacher"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
     write_versions(run.folder, made)
-
-
-class _Validation:
-    """Evaluates on the validation split every so many epochs."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-        self._loader: Loader | None = None
-        self._scorer: Scorer | None = None
-
-    def __call__(self, epoch: int, detector: nn.Module) -> None:
-        """Evaluate after an epoch, where its turn has come and it is not done yet; every process calls it."""
-        config, accelerator = self._run.config, self._run.accelerator
-        every = config.train.evaluate_every
-        if not every or (epoch % every and epoch != config.train.epochs):
-            return
-        stored = self._run.folder.validation
-        if stored.exists() and str(epoch) in json.loads(stored.read_text()):
-            return
-        data, rank, world = config.data, accelerator.process_index, accelerator.num_processes
-        if self._loader is None:
-            self._loader = evaluation_loader(
-                config, data.root, data.val, data.version, workers=0, rank=rank, world=world
-            )
-        assert isinstance(detector, Detector)
-        found = predict(detector, self._loader.epoch(0), config.detector.modality, config.train.precision)
-        if world > 1:
-            from accelerate.utils import gather_object
-
-            found = gather_object(found)
-        if accelerator.is_main_process:
-            self._scorer = self._scorer or Scorer(data.root, data.version)
-            metrics = self._scorer.score(found, data.val).metrics
-            store_metrics(stored, str(epoch), metrics)
-            if self._run.progress:
-                print(f"epoch {epoch}: mAP {metrics.mean_ap:.4f}  NDS {metrics.nd_score:.4f}", flush=True)
-        accelerator.wait_for_everyone()

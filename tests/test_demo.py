@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import torch
 from PIL import Image
 
 import kdlab.demo
+import kdlab.shipping
 from kdlab.checkpoint import RunFolder, load_run_config, save_weights
 from kdlab.config import save_config
-from kdlab.demo import Clock, DemoConfig, demo, make_teacher, run_config, ship_teacher, verdict, weights_of
+from kdlab.demo import Clock, DemoConfig, demo, make_teacher, run_config, verdict
 from kdlab.evaluate import TP_ERRORS, Metrics
 from kdlab.models import build_detector
 from kdlab.overfit import Recall, keyframe_root, overfit, overfit_config, recall
 from kdlab.sample import CLASSES, Boxes3D, Detections
+from kdlab.shipping import ship, weights_of
 
 
 def metrics(ap: float, nds: float, present: tuple[str, ...] = CLASSES) -> Metrics:
@@ -63,7 +66,7 @@ def test_the_clock_adds_up_over_calls(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_shipped_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(kdlab.demo, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(kdlab.shipping, "WEIGHTS", tmp_path / "weights")
     return tmp_path / "weights"
 
 
@@ -74,13 +77,18 @@ def test_a_shipped_teacher_serves_its_own_world_only(
     made = RunFolder(tmp_path / "made")
     made.path.mkdir()
     settings = run_config(config, tmp_path / "elsewhere", "lidar")
+    record = tmp_path / "elsewhere" / "v1.0-sim" / "simulation.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"complete": True, "digest": config.simulation.digest()}))
+    for table in ("scene.json", "sample.json"):
+        (record.parent / table).write_text("[]")
     save_config(settings, made.config)
     detector = build_detector(settings.detector)
     save_weights(made.weights, detector)
     for log in ("losses.csv", "metrics.json", "versions.json"):
         (made.path / log).write_text("{}")
-    assert ship_teacher(made.path, config.simulation) == weights_of(config.simulation)
-    assert "elsewhere" not in (weights_of(config.simulation) / "config.json").read_text()
+    assert ship(made.path, "lidar") == weights_of("lidar", config.simulation)
+    assert "elsewhere" not in (weights_of("lidar", config.simulation) / "config.json").read_text()
 
     trained: list[Path] = []
     monkeypatch.setattr(kdlab.demo, "train", lambda config, out: trained.append(out) or out)

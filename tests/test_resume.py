@@ -16,7 +16,7 @@ import pytest
 import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
-import kdlab.train
+import kdlab.validation
 from kdlab.checkpoint import RunFolder, load_state, replacing, save_state
 from kdlab.config import DistillConfig, RunConfig, save_config
 from kdlab.data.nuscenes import NuScenesDataset
@@ -83,7 +83,7 @@ def test_a_kill_during_the_validation_is_made_up_for(
 ) -> None:
     config, folder = mini_config(root, epochs=2, evaluate_every=1), RunFolder(tmp_path / "run")
     scored: list[str] = []
-    real = kdlab.train.store_metrics
+    real = kdlab.validation.store_metrics
 
     def die(*_: object) -> None:
         raise Killed
@@ -93,11 +93,11 @@ def test_a_kill_during_the_validation_is_made_up_for(
         real(path, key, metrics)
 
     for _ in range(2):
-        monkeypatch.setattr(kdlab.train, "store_metrics", die)
+        monkeypatch.setattr(kdlab.validation, "store_metrics", die)
         with pytest.raises(Killed):
             train(config, folder.path, progress=False, cpu=True)
         assert not folder.validation.exists() and len(read_losses(folder.losses)) == 3
-    monkeypatch.setattr(kdlab.train, "store_metrics", note)
+    monkeypatch.setattr(kdlab.validation, "store_metrics", note)
 
     def stop(step: int, row: Mapping[str, float]) -> None:
         raise Killed

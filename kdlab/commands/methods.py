@@ -2,55 +2,71 @@
 
 # No `from __future__ import annotations`: tyro reads the annotations of classes that are defined inside functions.
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from kdlab.commands.parse import parse
 
+if TYPE_CHECKING:
+    from kdlab.distill import Method
+
 
 def methods(args: Sequence[str]) -> int:
-    """The distillation methods; with a NAME, its terms, weights, sources and quirks."""
+    """The distillation methods; with a NAME, its terms, weights, sources, adapters, options and quirks."""
 
     @dataclass
     class Methods:
         name: Annotated[str | None, tyro.conf.Positional] = None
-        """One method."""
+        """One method, or several with + between them."""
         teacher: Literal["lidar", "camera", "fusion"] | None = None
-        """Sensors of the teacher; the first that fits where left out."""
+        """Sensors of the teacher; the paper's first where left out."""
         student: Literal["lidar", "camera", "fusion"] | None = None
-        """Sensors of the student; the first that fits where left out."""
+        """Sensors of the student; the paper's first where left out."""
         variant: Literal["intended", "paper", "released"] = "intended"
         """All quirks of the released code off (intended, paper) or on."""
+        preset: str = ""
+        """Show the weights with this preset's scales."""
+        options: dict[str, str] = field(default_factory=dict)
+        """Build the method with these options: attention none."""
+        errata: bool = False
+        """All methods' quirks and other differences between papers and released code, as Markdown."""
 
     given = parse(Methods, "methods", args, str(methods.__doc__))
-    from kdlab.distill import METHODS
+    from kdlab.distill import METHODS, papers
+    from kdlab.distill.describe import describe_options, errata
 
-    for name in [given.name] if given.name else METHODS:
-        method = _first_method(name, given.student, given.teacher)
-        if given.name:
-            print(method.variant("intended" if given.variant == "paper" else given.variant).describe())
-        else:
+    if given.errata:
+        print(errata(METHODS))
+    elif given.name:
+        print(_method(given).describe())
+        print(describe_options([option for paper in papers(given.name) for option in paper.options]))
+    else:
+        for name in METHODS:
+            method = _method(replace(given, name=name))
             print(f"{name:14s} {len(method.terms)} terms, {len(method.quirks)} quirks; more: kdlab methods {name}")
     return 0
 
 
-def _first_method(name: str, student: str | None, teacher: str | None) -> Any:
-    from kdlab.config import DistillConfig, Modality
-    from kdlab.distill import build_method
+def _method(given: Any) -> "Method":
+    """The method of the options; the modalities that are left out are those of the papers' first pair that fits."""
+    from kdlab.distill import build_method, papers
+    from kdlab.pairing import distillation
+    from kdlab.presets import PRESETS
 
-    orders: dict[str, tuple[Modality, ...]] = {"s": ("camera", "lidar", "fusion"), "t": ("lidar", "fusion", "camera")}
-    problem: ValueError | None = None
-    for s in orders["s"]:
-        for t in orders["t"]:
-            if student in (None, s) and teacher in (None, t):
-                try:
-                    return build_method(DistillConfig(method=name), s, t)
-                except ValueError as error:
-                    problem = problem or error
-    raise problem or ValueError(f"{name}: no such pair of modalities")
+    if given.preset and given.preset not in PRESETS:
+        raise ValueError(f"unknown preset {given.preset!r}; known: {', '.join(PRESETS)}")
+    pairs = [pair for paper in papers(given.name) for pair in paper.pairs]
+    fit = [(s, t) for s, t in pairs if given.student in (None, s) and given.teacher in (None, t)]
+    student, teacher = next((p for p in fit if all(p in q.pairs for q in papers(given.name))), (fit or pairs)[0])
+    config = replace(
+        distillation(given.preset, given.name, ""),
+        variant="released" if given.variant == "released" else "intended",
+        options=given.options,
+    )
+    return build_method(config, given.student or student, given.teacher or teacher)
 
 
 def parity(args: Sequence[str]) -> int:

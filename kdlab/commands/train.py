@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from kdlab.config import RunConfig
 
 
+_DISTILL = ("quirks", "scale", "weights", "only", "options", "stage_epochs", "cache")
+"""Options that are fields of `kdlab.config.DistillConfig`, beside --method, --teacher and --variant."""
+
+
 def train(args: Sequence[str]) -> int:
     """Train a detector, alone or distilled from a teacher.
 
@@ -46,7 +50,7 @@ def train(args: Sequence[str]) -> int:
         seed: int = base.train.seed
         """Short for --train.seed."""
         method: str = ""
-        """Distil by this method (see `kdlab methods`); none where left out."""
+        """Distil by this method, or by several: unidistill+labeldistill (see `kdlab methods`); none where left out."""
         teacher: str = ""
         """Run folder of the teacher."""
         variant: Literal["intended", "paper", "released"] = "intended"
@@ -57,8 +61,14 @@ def train(args: Sequence[str]) -> int:
         """One factor on every weight of the method, beside the preset's own scales."""
         weights: dict[str, float] = field(default_factory=dict)
         """Weights by term name that replace the method's own: --weights feature 5 relation 0."""
+        only: tuple[str, ...] = ()
+        """Terms to keep, all others are left out: --only feature relation."""
+        options: dict[str, str] = field(default_factory=dict)
+        """How the method is built (see `kdlab methods NAME`): --options attention none positions B1,H."""
         stage_epochs: int = 0
         """Epochs of each stage that comes before the student's; 0: the method's own."""
+        cache: str = ""
+        """Folder where the teacher's features are kept; wants --data.draws."""
         restart: bool = False
         """Throw away what OUT holds of an earlier run."""
         cpu: bool = False
@@ -73,10 +83,15 @@ def train(args: Sequence[str]) -> int:
 
 
 def _start(config: "RunConfig", given: Any) -> int:
+    from kdlab.commands.plan import plan_of_run
+    from kdlab.presets import PAPERS
     from kdlab.train import train as start
 
+    first = os.environ.get("RANK", "0") == "0"
+    if first and getattr(given, "preset", "") in PAPERS:
+        print(plan_of_run(given.preset, config), flush=True)
     run = start(config, given.out, resume=not given.restart, cpu=given.cpu)
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         print(f"{run} is ready; try: kdlab evaluate --run {run}")
     return 0
 
@@ -124,7 +139,7 @@ def _preset(args: Sequence[str]) -> "RunConfig":
 
 def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfig":
     from kdlab.config import RunConfig
-    from kdlab.presets import distilled
+    from kdlab.pairing import distillation, fit_student
 
     if list(args[:2]) != [given.preset, given.modality] or given.detector.modality != given.modality:
         raise ValueError(
@@ -134,27 +149,29 @@ def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfi
     distill = None
     if given.method:
         distill = dataclasses.replace(
-            distilled(given.preset, given.method, given.teacher),
+            distillation(given.preset, given.method, given.teacher),
             variant=variant,
-            quirks=given.quirks,
-            scale=given.scale,
-            weights=given.weights,
-            stage_epochs=given.stage_epochs,
+            **{name: getattr(given, name) for name in _DISTILL},
         )
-    elif (
-        any((given.teacher, given.quirks, given.weights, given.stage_epochs))
-        or given.variant != "intended"
-        or given.scale != 1
+    elif any(getattr(given, name) for name in ("teacher", *_DISTILL) if name != "scale") or (
+        given.variant != "intended" or given.scale != 1
     ):
-        raise ValueError(
-            "--teacher, --variant, --quirks, --scale, --weights and --stage-epochs want a distillation: name its "
-            "--method (see `kdlab methods`)"
-        )
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in ("teacher", "variant", *_DISTILL[:-1]))
+        raise ValueError(f"{options} and --{_DISTILL[-1]} want a distillation: name its --method (see `kdlab methods`)")
     data = dataclasses.replace(given.data, **_short(root=(given.root, base.data.root)))
     train = dataclasses.replace(
         given.train, **_short(epochs=(given.epochs, base.train.epochs), seed=(given.seed, base.train.seed))
     )
-    return RunConfig(given.detector, data, train, distill)
+    config, said = fit_student(RunConfig(given.detector, data, train, distill), _given_fields(args))
+    if said and os.environ.get("RANK", "0") == "0":
+        print(f"student: {'; '.join(said)}")
+    return config
+
+
+def _given_fields(args: Sequence[str]) -> set[str]:
+    """Fields of the detector's config that the words set, such as ``camera.simulated_lidar``."""
+    words = (word.partition("=")[0].replace("-", "_") for word in args if word.startswith("--detector."))
+    return {word.removeprefix("__detector.").replace(".no_", ".") for word in words}
 
 
 def _short(**pairs: tuple[Any, Any]) -> dict[str, Any]:

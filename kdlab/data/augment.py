@@ -38,7 +38,8 @@ def augment(
         draw: which of a sample's random versions; the epoch, or less where few versions are stored.
         exact: resize images as Pillow does, see `ImageTransform.apply_exact`.
     """
-    sample = augment_images(sample, config, image_size, generator(seed, draw, sample.token, "image"), exact)
+    images = generator(seed, draw, sample.token, "image")
+    sample = replace(augment_images(sample, config, image_size, images, exact), draw=draw)
     return augment_bev(sample, bev_matrix(config, generator(seed, draw, sample.token, "bev")))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from kdlab.config import AugmentConfig
 from kdlab.data.augment import augment, generator
+from kdlab.data.depth import depth_targets
 from kdlab.data.files import REDUCTIONS
 from kdlab.data.tables_json import Array
 from kdlab.sample import Batch, Boxes3D, Sample
@@ -46,50 +48,11 @@ class Source(Protocol):
         """Which samples hold a box of which class, bool [samples, 10]."""
 
 
-def depth_targets(
-    points: Tensor,
-    image_from_camera: Tensor,
-    frame_from_camera: Tensor,
-    image_size: tuple[int, int],
-    stride: int,
-    max_depth: float = float("inf"),
-) -> Tensor:
-    """Nearest depth of the key sweep's points in each cell of the feature map.
+class Stored(Protocol):
+    """Where a loader reads what frozen networks have made of a sample before; `kdlab.cache.FeatureCache` is one."""
 
-    Args:
-        points: [P, 5] in the key ego frame; only those with time lag 0 count.
-        image_from_camera: [N, 3, 3] of the key frame, image augmentation included.
-        frame_from_camera: [N, 4, 4] of the key frame. It holds the BEV augmentation just as the points do, so depths
-            stay true metres.
-        image_size: height and width of the images, pixels; multiples of the stride.
-        stride: pixels per cell.
-        max_depth: points farther along the optical axis are left out, metres.
-
-    Returns:
-        Depth along the optical axis [N, h, w], metres; 0 where no point fell.
-
-    Raises:
-        ValueError: the stride does not divide the image size.
-    """
-    if image_size[0] % stride or image_size[1] % stride:
-        raise ValueError(f"depth_targets: stride {stride} does not divide {image_size[0]} x {image_size[1]} pixels")
-    height, width, cameras = image_size[0] // stride, image_size[1] // stride, len(image_from_camera)
-    cells_from_image = torch.diag(points.new_tensor((1 / stride, 1 / stride, 1)))
-    cells_from_frame = cells_from_image @ image_from_camera @ torch.linalg.inv(frame_from_camera)[:, :3]  # [N, 3, 4]
-    key = points[points[:, 4] == 0, :3]
-    column, row, depth = (cells_from_frame[:, :, :3] @ key.T).add_(cells_from_frame[:, :, 3:]).unbind(1)  # [N, P] each
-    seen = (depth > 1e-3) & (depth < max_depth)
-    for place, size in ((column, width), (row, height)):  # With a cell to spare: few points are left to divide.
-        seen &= (place > -depth) & (place < (size + 1) * depth)
-    near = torch.from_numpy(np.flatnonzero(seen.numpy()))  # torch's nonzero takes four times as long.
-    camera, depth = near // len(key), depth.take(near)
-    column, row = (column.take(near) / depth).floor_().long(), (row.take(near) / depth).floor_().long()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    cells = cameras * height * width
-    index = torch.where(inside, (camera * height + row) * width + column, cells)  # One more cell takes the rest.
-    nearest = depth.new_full((cells + 1,), float("inf")).scatter_reduce_(0, index, depth, "amin")[:cells]
-    targets: Tensor = nearest.masked_fill(nearest.isinf(), 0).view(cameras, height, width)
-    return targets
+    def read(self, tokens: Sequence[str], draws: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors [B, ...] of some samples, for `Batch.stored`."""
 
 
 def collate(samples: list[Sample], *, depth_stride: int | None = None, max_depth: float = float("inf")) -> Batch:
@@ -128,6 +91,7 @@ def collate(samples: list[Sample], *, depth_stride: int | None = None, max_depth
         boxes=Boxes3D.pad(s.boxes for s in samples),
         global_from_key=torch.stack([s.global_from_key for s in samples]),
         bev_augmentation=torch.stack([s.bev_augmentation for s in samples]),
+        draws=[s.draw for s in samples],
     )
 
 
@@ -170,6 +134,7 @@ class Loader:
         draws: number of random versions of a sample; None for a new one in each epoch.
         exact: decode images in full and resize them as Pillow does; slower, see `ImageTransform.apply_exact`.
         pin_memory: put batches where a GPU fetches them faster; takes effect with workers.
+        stored: where each batch's `Batch.stored` is read.
 
     Raises:
         ValueError: sizes that do not fit, depth targets asked for without images or points, or no room for the image
@@ -195,6 +160,7 @@ class Loader:
         draws: int | None = None,
         exact: bool = False,
         pin_memory: bool = False,
+        stored: Stored | None = None,
     ) -> None:
         if batch_size < 1 or world < 1 or batch_size % world or not 0 <= rank < world:
             raise ValueError(
@@ -208,7 +174,8 @@ class Loader:
         self.drop_last, self.rank, self.world, self.draws, self.workers = drop_last, rank, world, draws, workers
         self._presence = dataset.class_presence() if cbgs else None
         self._pin_memory = pin_memory
-        self._items = _Items(dataset, augment or AugmentConfig.none(), image_size, seed, depth_stride, max_depth, exact)
+        ranges = augment or AugmentConfig.none()
+        self._items = _Items(dataset, ranges, image_size, seed, depth_stride, max_depth, exact, stored)
         self._plan = _Plan()
         self._processes: DataLoader[Any] | None = None
         self._newest = 0
@@ -239,6 +206,23 @@ class Loader:
         random = generator(self.seed, epoch, "order")
         order = np.arange(len(self.dataset)) if self._presence is None else balanced_order(self._presence, random)
         return random.permutation(order) if self.shuffle else order
+
+    def shown(self, epochs: int) -> list[tuple[int, int]]:
+        """Index and draw of all that the first epochs show, over all ranks, each once."""
+        found: dict[int, set[int]] = {}
+        for epoch in range(epochs):
+            indices = self.order(epoch)[: self.steps_per_epoch * self.batch_size].tolist()
+            found.setdefault(self.draw(epoch), set()).update(indices)
+        return [(index, draw) for draw, indices in found.items() for index in sorted(indices)]
+
+    def single(self, index: int, draw: int) -> Batch:
+        """One sample as a batch.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: a file is damaged.
+        """
+        return _checked(self._items.collate([self._items[index, draw]]))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from a step on, this rank's part of each.
@@ -313,9 +297,10 @@ class _Items(TorchDataset["Sample | Exception"]):
         stride: int | None,
         max_depth: float,
         exact: bool,
+        stored: Stored | None,
     ) -> None:
         self.dataset, self.config, self.size, self.seed = dataset, config, size, seed
-        self.stride, self.max_depth, self.exact = stride, max_depth, exact
+        self.stride, self.max_depth, self.exact, self.stored = stride, max_depth, exact, stored
         self.reduce = 1 if exact else decode_reduction(dataset.image_size, size, config)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Exception:
@@ -333,8 +318,9 @@ class _Items(TorchDataset["Sample | Exception"]):
                 return sample
             whole.append(sample)
         try:
-            return collate(whole, depth_stride=self.stride, max_depth=self.max_depth)
-        except ValueError as error:
+            batch = collate(whole, depth_stride=self.stride, max_depth=self.max_depth)
+            return batch if self.stored is None else replace(batch, stored=self.stored.read(batch.tokens, batch.draws))
+        except (OSError, ValueError) as error:
             return error
 
 

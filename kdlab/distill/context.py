@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ V = TypeVar("V")
 class Context:
     """One step's material. Tensors are handed out in float32, adapted tensors and regions are made once.
 
+    Adapters are layers of the student's side: they run in its arithmetic, ``mixed``, terms in float32.
+
     Attributes:
         student: the student's features.
         teacher: the teacher's features.
@@ -31,6 +34,7 @@ class Context:
         on: names of the quirks that are on.
         adapters: the method's adapters by name.
         modules: their modules by name.
+        mixed: type that autocast gives adapters; None without mixed precision.
     """
 
     student: Features
@@ -42,6 +46,7 @@ class Context:
     on: frozenset[str] = frozenset()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    mixed: torch.dtype | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, make: Callable[[], V]) -> V:
@@ -74,6 +79,11 @@ class Context:
 
     def _read(self, path: str) -> Tensor | Predictions:
         parsed = TensorPath.parse(path)
+        stored = self.batch.stored if self.batch is not None else {}
+        if path in stored:
+            return stored[path].float()
+        if f"{path}.heatmap" in stored:
+            return Predictions.of_maps(*(self.tensor(f"{path}.{part}") for part in ("heatmap", "regression")))
         features: Features | None = getattr(self, parsed.side)
         if features is None:
             raise ValueError(f"{path} is missing: there are no {parsed.side} features")
@@ -114,7 +124,9 @@ class Context:
         if size is not None and tuple(flat.shape[-2:]) != size:
             corners = self.adapters[term.adapter].resize == "corners"
             flat = F.interpolate(flat, size, mode="bilinear", align_corners=corners)
-        adapted: Tensor = self.modules[term.adapter](flat)
+        with torch.autocast(flat.device.type, self.mixed, enabled=self.mixed is not None):
+            adapted: Tensor = self.modules[term.adapter](flat)
+        adapted = adapted.float()
         return adapted.reshape(*tensor.shape[:-3], *adapted.shape[-3:])
 
     def pair(self, term: Term) -> tuple[Tensor, Tensor]:

@@ -26,22 +26,24 @@ the false positives leaves their cells out of the background too; ``false_positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, Start, Term, Variant
+from kdlab.distill.options import SWITCH, Option, Paper
 from kdlab.distill.places import Cells, TermResult
 from kdlab.distill.regions import fires_wrongly, footprint_owner, gaussian_mask, share, size_scale
-from kdlab.distill.terms import channel_attention, class_probability, spatial_attention
+from kdlab.distill.terms import cell_attention, channel_attention, class_probability, squared_error
 from kdlab.geometry import BEVGrid
 
 Region = Literal["foreground", "background", "false_positive"]
+Attention = Literal["both", "teacher", "none"]
 POSITIONS = {"B0": "stages[-3]", "B1": "stages[-2]", "B2": "stages[-1]", "H": "neck"}
 """Where maps may be compared: the BEV encoder's stages, counted from the deepest, and what the head sees."""
 WEIGHTS = {"foreground": 6e-3, "background": 4e-2, "false_positive": 6e-2, "spatial": 2.5e-3}
@@ -69,36 +71,42 @@ class Regions:
         """Bool, the rest."""
         return ~(self.foreground | self.false_positive)
 
-    def weight(self, region: Region, combined: bool = False) -> Tensor:
+    def weight(self, region: Region, combined: bool = False, adaptive: bool = True) -> Tensor:
         """Scale of a region's cells, 0 elsewhere, float32 [B, H, W].
 
         Args:
             region: which.
             combined: foreground and background take the greater of both scales, as released (BD:1118-1129); it differs
                 where there is less background than the root of a box's cells.
+            adaptive: without, the foreground's total is spread evenly over its cells, whatever the object's size.
         """
         if region == "false_positive":
             return self.false_positive * share(self.false_positive)
         background = share(self.background)
         if region == "background":
             return self.background * background
-        return self.foreground * (self.size.maximum(background) if combined else self.size)
+        scale = self.size if adaptive else self.size.sum((1, 2), keepdim=True) * share(self.foreground)
+        return self.foreground * (scale.maximum(background) if combined else scale)
 
 
 def regions(context: Context, term: Term) -> Regions:
-    """The regions at a term's position; option ``false_positives``: whether they are told from the background."""
+    """The regions at a term's position.
+
+    Options: ``false_positives``, whether they are told from the background; ``split``, whether the foreground is.
+    """
     grid, fires = context.grid_of(context.teacher_tensor(term)), term.options["false_positives"]
+    split = term.options.get("split", True)
 
     def make() -> Regions:
         values, counted = context.boxes.values, context.boxes.valid
         if "distillbev.centre_in_range" in context.on:
             counted = counted & context.grid.locate(values[..., :2])[2]
         owner = footprint_owner(values, counted, grid, 0.0 if "distillbev.corner_points" in context.on else 0.5)
-        foreground = owner < values.shape[1]
+        foreground = (owner < values.shape[1]) & split
         wrong = ~foreground & _teacher_fires(context, term, grid) if fires else torch.zeros_like(foreground)
         return Regions(foreground, wrong, size_scale(values, owner, grid))
 
-    return context.once(("distillbev.regions", grid, fires and term.options["threshold"]), make)
+    return context.once(("distillbev.regions", grid, split, fires and term.options["threshold"]), make)
 
 
 def _teacher_fires(context: Context, term: Term, grid: BEVGrid) -> Tensor:
@@ -109,20 +117,34 @@ def _teacher_fires(context: Context, term: Term, grid: BEVGrid) -> Tensor:
     return fires_wrongly(truth, scores, term.options["threshold"], term.options["threshold"], grid.shape)
 
 
+def strengths(context: Context, term: Term) -> tuple[Tensor, Tensor]:
+    """Mean |value| over the channels of the student's and the teacher's map, [B, H, W]."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        student, teacher = context.pair(term)
+        return student.abs().mean(1), teacher.abs().mean(1)
+
+    return context.once(("distillbev.strengths", term.student, term.teacher, term.adapter), make)
+
+
 def attention(context: Context, term: Term) -> Tensor:
     """Where the maps are strong, [B, H, W], without gradient (BD:1084-1106).
 
-    Options: ``attention``, "teacher" or "both", which takes the mean of the teacher's and the adapted student's; and
-    ``temperature``.
+    Options: ``attention``, "teacher", "both", which takes the mean of the teacher's and the adapted student's, or
+    "none", which is 1; and ``temperature``.
     """
     temperature, both = term.options["temperature"], term.options["attention"] == "both"
+    none = term.options["attention"] == "none"
 
     def make() -> Tensor:
-        student, teacher = context.pair(term)
-        found = spatial_attention(teacher, temperature)
-        return ((found + spatial_attention(student, temperature)) / 2 if both else found).detach()
+        student, teacher = (strength.detach() for strength in strengths(context, term))
+        if none:
+            return torch.ones_like(teacher)
+        found = cell_attention(teacher, temperature)
+        return (found + cell_attention(student, temperature)) / 2 if both else found
 
-    return context.once(("distillbev.attention", term.student, term.teacher, term.adapter, temperature, both), make)
+    how = (temperature, both, none)
+    return context.once(("distillbev.attention", term.student, term.teacher, term.adapter, *how), make)
 
 
 def imitate(context: Context, term: Term, weight: Tensor) -> TermResult:
@@ -134,10 +156,10 @@ def imitate(context: Context, term: Term, weight: Tensor) -> TermResult:
     channels = term.options.get("channel_attention", False)
 
     def make() -> Tensor:
-        error = (student - teacher).square()
-        if channels:
-            error = error * channel_attention(teacher, term.options["temperature"]).detach()
-        return error.sum(1)
+        if not channels:
+            return squared_error(student, teacher)
+        weight = channel_attention(teacher, term.options["temperature"]).detach()
+        return ((student - teacher).square() * weight).sum(1)
 
     error = context.once(("distillbev.error", term.student, term.teacher, term.adapter, channels), make)
     error = error * weight * attention(context, term) / len(error)
@@ -149,7 +171,9 @@ def regional(context: Context, term: Term) -> TermResult:
     region: Region = term.options["region"]
     if region == "false_positive" and "distillbev.channel_attention" in context.on:
         term = replace(term, options={**term.options, "channel_attention": True})
-    weight = regions(context, term).weight(region, combined="distillbev.combined_scale" in context.on)
+    weight = regions(context, term).weight(
+        region, "distillbev.combined_scale" in context.on, term.options.get("scaling", True)
+    )
     return imitate(context, term, weight)
 
 
@@ -157,38 +181,51 @@ def spatial(context: Context, term: Term) -> TermResult:
     """Difference of the channels' mean strength, summed over all cells, over the batch (BD:1273-1277)."""
     student, teacher = context.pair(term)
     grid = context.grid_of(student)
-    if "distillbev.signed_means" not in context.on:
-        student, teacher = student.abs(), teacher.abs()
-    ours, theirs = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
+    signed = "distillbev.signed_means" in context.on
+    ours, theirs = (student.mean(1), teacher.mean(1)) if signed else strengths(context, term)
     for name in term.modules:
-        ours = context.module(name)(ours)
-    return TermResult.of((theirs - ours).abs()[:, 0] / len(ours), Cells(), grid)
+        ours = context.module(name)(ours.unsqueeze(1)).squeeze(1)
+    return TermResult.of((theirs - ours).abs() / len(ours), Cells(), grid)
 
 
 QUIRKS = (
-    Quirk("distillbev.corner_points", "tests a cell's lower corner for lying in a box, not its centre", "BD:766-767"),
+    Quirk(
+        "distillbev.corner_points",
+        "tests a cell's lower corner for lying in a box, not its centre",
+        "BD:766-767",
+        means="a cell is in a box where its centre is",
+    ),
     Quirk(
         "distillbev.channel_attention",
         "puts the teacher's channel attention on the false positives' errors",
         "BD:1284; the repository's issue 6",
+        means="attention is spatial alone",
     ),
-    Quirk("distillbev.signed_means", "compares signed means over channels, not those of |values|", "BD:1273-1277"),
+    Quirk(
+        "distillbev.signed_means",
+        "compares signed means over channels, not those of |values|",
+        "BD:1273-1277",
+        means="the spatial term compares spatial attention, the mean of |values| over channels",
+    ),
     Quirk(
         "distillbev.spatial_conv",
         "sends the student's means through a learned 3x3 convolution",
         "BD:348-351, 1273-1277",
         "adapter",
+        means="the spatial term compares both sides' maps as they are",
     ),
     Quirk(
         "distillbev.combined_scale",
         "gives an object's cells the background's scale where that is greater",
         "BD:1118-1129 (combine_gt)",
+        means="each region has its own scale",
     ),
     Quirk(
         "distillbev.centre_in_range",
         "counts a box only if its centre lies in range",
         "the released training pipeline's range filter",
         "data",
+        means="a cell in a box is foreground, wherever the box's centre lies",
     ),
 )
 
@@ -222,41 +259,37 @@ def _adapters(position: str) -> tuple[Adapter, Adapter]:
     )
 
 
-def _terms(position: str, false_positives: bool, how: Literal["both", "teacher"]) -> tuple[Term, ...]:
+_LINES = {"foreground": "SH:39-40", "background": "CFG4D and SH", "false_positive": "SH:39-40"}
+"""Where the regions' weights stand."""
+
+
+def _terms(position: str, options: Mapping[str, Any]) -> tuple[Term, ...]:
     path, phi, psi = POSITIONS[position], *(a.name for a in _adapters(position))
-    lines = {"foreground": "SH:39-40", "background": "CFG4D and SH", "false_positive": "SH:39-40"}
-    found = []
-    for region, line in lines.items():
-        if region == "false_positive" and not false_positives:
-            continue
-        found.append(
-            Term(
-                name=f"{region}_{position}",
-                function=regional,
-                weight=WEIGHTS[region],
-                source=f"{_VENUE}, BD:973-1324, weight {line}",
-                teacher=f"teacher.{path}",
-                student=f"student.{path}",
-                adapter=phi,
-                reads=(HEATMAP,) if false_positives else (),
-                options={
-                    "region": region,
-                    "false_positives": false_positives,
-                    "attention": how,
-                    "temperature": 0.5,
-                    "threshold": 0.1,
-                },
-            )
+    imitated = {region: f"weight {line}" for region, line in _LINES.items()}
+    if not options["false_positives"]:
+        del imitated["false_positive"]
+    if not options["split"]:
+        imitated = {"background": f"{imitated['background']}; the paper's ablation without regions does not tell its"}
+    sides = {"teacher": f"teacher.{path}", "student": f"student.{path}", "adapter": phi}
+    found = [
+        Term(
+            name=f"{region}_{position}",
+            function=regional,
+            weight=WEIGHTS[region],
+            source=f"{_VENUE}, BD:973-1324, {weight}",
+            reads=(HEATMAP,) if options["false_positives"] else (),
+            options={"region": region, "temperature": 0.5, "threshold": 0.1, **options},
+            **sides,  # type: ignore[arg-type]
         )
+        for region, weight in imitated.items()
+    ]
     last = Term(
         name=f"spatial_{position}",
         function=spatial,
         weight=WEIGHTS["spatial"],
         source=f"{_VENUE}, BD:1273-1277, weight CFG4D and SH",
-        teacher=f"teacher.{path}",
-        student=f"student.{path}",
-        adapter=phi,
         modules=(psi,),
+        **sides,  # type: ignore[arg-type]
     )
     return (*found, last)
 
@@ -266,7 +299,9 @@ def distillbev(
     *,
     positions: Sequence[str] = ("B1", "B2", "H"),
     false_positives: Sequence[str] = ("H",),
-    attention: Literal["both", "teacher"] = "both",
+    attention: Attention = "both",
+    scaling: bool = True,
+    regions: Literal["split", "whole"] = "split",
     inherit_head: bool = True,
 ) -> Method:
     """DistillBEV at some positions of `POSITIONS`.
@@ -275,7 +310,10 @@ def distillbev(
         variant: all quirks off or on.
         positions: where to compare; B1 and B2 are the two deepest stages of the BEV encoder, on either side.
         false_positives: positions where the teacher's false positives are a region of their own.
-        attention: of the teacher's maps, or of both sides' ("teacher" is what the released BEVFormer recipe takes).
+        attention: of the teacher's maps, of both sides' ("teacher" is what the released BEVFormer recipe takes), or
+            none.
+        scaling: weigh an object's cells by its size; without, all foreground cells of a sample alike, their total kept.
+        regions: "whole" makes all cells background: plain imitation.
         inherit_head: start the student's task heads from the teacher's, which must be as wide.
 
     Raises:
@@ -284,12 +322,39 @@ def distillbev(
     for position in (*positions, *false_positives):
         if position not in POSITIONS:
             raise ValueError(f"distillbev: unknown position {position!r}; known: {', '.join(POSITIONS)}")
+    split = regions == "split"
+    how = {
+        p: {
+            "attention": attention,
+            "scaling": scaling,
+            "split": split,
+            "false_positives": split and p in false_positives,
+        }
+        for p in positions
+    }
     return Method(
         name="distillbev",
         teacher=frozenset(("lidar", "fusion")),
         student=frozenset(("camera",)),
-        terms=tuple(t for p in positions for t in _terms(p, p in false_positives, attention)),
+        terms=tuple(t for p, options in how.items() for t in _terms(p, options)),
         adapters=tuple(a for p in positions for a in _adapters(p)),
         quirks=QUIRKS,
         start=(Start("head.tasks", f"{_VENUE}, BD:367-373, SH:24"),) if inherit_head else (),
     ).variant(variant)
+
+
+PAPER = Paper(
+    lambda student, teacher, **options: distillbev(**options).between(student, teacher),
+    (("camera", "lidar"), ("camera", "fusion")),
+    (
+        Option("positions", tuple(POSITIONS), "B1,B2,H", "where maps are compared", several=True),
+        Option("false_positives", tuple(POSITIONS), "H", "positions with a region for the teacher's", several=True),
+        Option("attention", ("both", "teacher", "none"), "both", "whose spatial attention weighs the cells"),
+        Option("scaling", SWITCH, "on", "weigh cells by their object's size; off: all foreground cells alike"),
+        Option(
+            "regions", ("split", "whole"), "split", "tell foreground from background; whole: all cells are background"
+        ),
+        Option("inherit_head", SWITCH, "on", "start the task heads from the teacher's"),
+    ),
+    __doc__,
+)

@@ -24,7 +24,8 @@ class Distiller(nn.Module):
     """A method's terms between a student and a frozen teacher.
 
     The teacher (and a label encoder) is no submodule: it is absent from ``parameters()`` and ``state_dict()``, stays in
-    eval mode without gradients, and follows the Distiller to its device. Adapters are submodules. Terms run in float32.
+    eval mode without gradients, and follows the Distiller to its device. Adapters are submodules, and run in autocast's
+    type, as the student's layers do. Terms run in float32.
 
     Args:
         method: what to compare.
@@ -57,6 +58,7 @@ class Distiller(nn.Module):
         self.check()
         agree(method, getattr(student, "config", None))
         self.adapters = nn.ModuleDict({_key(name): module for name, module in self._build_adapters().items()})
+        self.adapters.to(memory_format=torch.channels_last)  # as maps are
         mode = method.teacher_mode
         for network in self._frozen.values():
             network.requires_grad_(False)
@@ -86,8 +88,17 @@ class Distiller(nn.Module):
     @property
     def cacheable(self) -> bool:
         """The teacher's features depend on the sample alone, so they may be stored."""
-        mode = self.method.teacher_mode
-        return not (mode.batch_statistics or mode.trainable)
+        return cacheable(self.method)
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """The networks beside the student: ``teacher``, and ``labels`` where there is a label encoder."""
+        return self._frozen
+
+    def paths(self, side: str) -> tuple[TensorPath, ...]:
+        """What the method's terms name of a network, each once."""
+        named = {p.text: p for t in self.method.active for p in t.paths if p.side == side}
+        return tuple(named.values())
 
     def forward(
         self,
@@ -100,7 +111,7 @@ class Distiller(nn.Module):
 
         Args:
             student_features: with gradient.
-            batch: what the student saw; the teacher runs on it unless its features are given.
+            batch: what the student saw; the teacher runs on it unless its features are given, or stored in the batch.
             teacher_features: stored ones.
             label_features: stored ones.
 
@@ -122,29 +133,37 @@ class Distiller(nn.Module):
 
         Boxes that lie outside the grid with all corners of their footprint count for no term and are left out.
         """
-        if (teacher_features or label_features) and not self.cacheable:
+        if (teacher_features or label_features or batch.stored) and not self.cacheable:
             on = ", ".join(sorted(self.method.on))
             raise ValueError(
                 f"{self.method.name}: stored features cannot be used, "
                 f"the teacher depends on the batch (quirks on: {on})"
             )
+        device = batch.boxes.values.device.type
+        mixed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return Context(
             student_features,
-            self._run("teacher", batch, teacher_features),
+            self._features("teacher", batch, teacher_features),
             batch.boxes.keep(self.grid.locate(footprint(batch.boxes.values))[2].any(-1)),
             self.grid,
-            self._run("labels", batch, label_features),
+            self._features("labels", batch, label_features),
             batch,
             self.method.on,
             {a.name: a for a in self.method.adapters},
             {a.name: self.adapters[_key(a.name)] for a in self.method.adapters if _key(a.name) in self.adapters},
+            mixed,
         )
 
-    def _run(self, side: str, batch: Batch, given: Features | None) -> Features | None:
+    def _features(self, side: str, batch: Batch, given: Features | None) -> Features | None:
         if given is not None:
             return _detached(given)
-        if side not in self._frozen or all(p.side != side for t in self.method.active for p in t.paths):
+        paths = self.paths(side) if side in self._frozen else ()
+        if not paths or any(text.startswith(f"{side}.") for text in batch.stored):
             return None
+        return self.run(side, batch)
+
+    def run(self, side: str, batch: Batch) -> Features:
+        """A frozen network's features of a batch."""
         network, mode = self._frozen[side], self.method.teacher_mode
         network.train(mode.batch_statistics)
         self.teacher_parts.train(self.training)
@@ -177,6 +196,12 @@ class Distiller(nn.Module):
         return self
 
 
+def cacheable(method: Method) -> bool:
+    """Frozen networks' features depend on the sample alone, so they may be stored."""
+    mode = method.teacher_mode
+    return not (mode.batch_statistics or mode.trainable)
+
+
 def agree(method: Method, config: object) -> None:
     """See that a student is built as the quirks about it say; one without a `DetectorConfig` is not asked.
 
@@ -201,7 +226,11 @@ def check(method: Method, channels: Mapping[str, Channels]) -> None:
     Raises:
         ValueError: one sentence for each tensor that is missing and each pair of widths that differ.
     """
-    problems = [text for term in method.active for text in _problems(term, channels)]
+    problems = [
+        f"{text}; or go without the term: --weights {term.name} 0"
+        for term in method.active
+        for text in _problems(term, channels)
+    ]
     if problems:
         raise ValueError("\n".join(f"{method.name}, {text}" for text in dict.fromkeys(problems)))
 
@@ -232,7 +261,8 @@ def copy_start(method: Method, student: nn.Module, teacher: nn.Module) -> list[s
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"{method.name}: {start.module} cannot be copied from the teacher: {name} is {shapes[1]} there and "
-                    f"{shapes[0]} in the student; build both alike, or use the method without its start"
+                    f"{shapes[0]} in the student; build both alike, or use the method without its start "
+                    "(--options inherit_head off)"
                 )
         student.get_submodule(start.module).load_state_dict(theirs)
     return [start.module for start in method.start]

@@ -34,12 +34,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlab.config import Modality
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, Stage, TeacherMode, Term, Variant
+from kdlab.distill.options import SWITCH, Option, Paper
 from kdlab.distill.paths import Part
 from kdlab.distill.places import Cells, Slots, TermResult
 from kdlab.distill.regions import gaussian_mask
-from kdlab.distill.terms import class_probability
+from kdlab.distill.terms import class_probability, squared_error
 from kdlab.geometry import BEVGrid
 from kdlab.models.detector import Detector
 from kdlab.models.labels import LabelDetector, LabelEncoder
@@ -106,7 +108,7 @@ def imitate(student: Tensor, source: Tensor, mask: Tensor, local: bool = False) 
         local: sum over this process's batch alone, as released, not the mean over processes.
     """
     count = mask.sum().clamp(min=1) if local else mean_count(mask.sum())
-    return mask * (student - source).square().sum(1) / count
+    return mask * squared_error(student, source) / count
 
 
 def feature(context: Context, term: Term) -> TermResult:
@@ -166,7 +168,12 @@ def adaptor(student: int, source: int) -> nn.Module:
 def build_encoder(teacher: nn.Module, on: frozenset[str]) -> nn.Module:
     """A label encoder for a teacher's stages and grid."""
     detector = cast(Detector, teacher)
-    return LabelEncoder(detector.grid, detector.channels.stages, released="labeldistill.half_footprint" in on)
+    return LabelEncoder(
+        detector.grid,
+        detector.channels.stages,
+        released="labeldistill.half_footprint" in on,
+        first_stride=detector.config.bev.first_stride,
+    )
 
 
 def encoder_loss(network: nn.Module, teacher: nn.Module, batch: Batch, on: frozenset[str]) -> Tensor:
@@ -187,6 +194,7 @@ QUIRKS = (
         "beyond the last row or column is painted there",
         "utils/bev_mask.py:17-52",
         "data",
+        means="labels fill the box's footprint, its centre's cell at least",
     ),
     Quirk(
         "labeldistill.global_thirds",
@@ -194,6 +202,7 @@ QUIRKS = (
         "models/labeldistill.py:131-138",
         "adapter",
         change=_across,
+        means="a third of each frame's channels, so that every frame has its parts",
     ),
     Quirk(
         "labeldistill.batch_statistics",
@@ -201,21 +210,25 @@ QUIRKS = (
         "models/labeldistill.py:60, 70 and models/labelencoder.py:29, undone by Lightning 1.6's trainer.py:1349",
         "teacher",
         TeacherMode(batch_statistics=True, restore=False),
+        means="teacher and label encoder are frozen, their batch norms too",
     ),
     Quirk(
         "labeldistill.no_positives",
         "pulls scores down alone: its targets never reach the 1 that would pull up",
         "layers/heads/kd_head.py:475-562",
+        means="a centre's score is pulled up toward the teacher's",
     ),
     Quirk(
         "labeldistill.truncate_centre",
         "rounds centres toward zero, not down, and so takes in those up to a cell below the border",
         "layers/heads/kd_head.py:173-413",
+        means="a centre's cell is the one that holds it",
     ),
     Quirk(
         "labeldistill.local_normaliser",
         "divides feature errors by the mask of one process's batch",
         "4KEY:221-250",
+        means="several processes compute what one would of the whole batch",
     ),
 )
 
@@ -233,7 +246,7 @@ ENCODER = Stage(
 """The training of the label encoder."""
 
 
-def _features(group: str, level: int) -> tuple[Term, Adapter]:
+def _features(group: str, level: int, partition: bool) -> tuple[Term, Adapter]:
     name = f"{group}_{level}"
     source = "labels" if group == "label" else "teacher"
     term = Term(
@@ -244,7 +257,7 @@ def _features(group: str, level: int) -> tuple[Term, Adapter]:
         teacher=f"{source}.stages[{level}]",
         student=f"student.stages[{level}]" if level else "student.camera_bev_aligned[:]",
         adapter=f"labeldistill.{name}",
-        channels=Part(GROUPS.index(group), len(GROUPS)),
+        channels=Part(GROUPS.index(group), len(GROUPS)) if partition else None,
         options={"binary": group == "label"},
     )
     made = f"{_VENUE}, layers/backbones/adaptor.py:5-35"
@@ -275,18 +288,19 @@ def _responses() -> tuple[Term, Term]:
     return heatmap, box
 
 
-def labeldistill(variant: Variant = "intended", *, levels: Sequence[int] = (0, 1)) -> Method:
+def labeldistill(variant: Variant = "intended", *, levels: Sequence[int] = (0, 1), partition: bool = True) -> Method:
     """LabelDistill.
 
     Args:
         variant: all quirks off or on.
         levels: where features are compared: 0 is the student's camera BEV maps, all frames, with the teacher's first
             stage; i > 0 stage i of both.
+        partition: compare with labels and LiDAR a third of the channels each; without, all channels with both.
 
     Raises:
         ValueError: no such variant.
     """
-    pairs = [_features(group, level) for group in GROUPS[:2] for level in levels]
+    pairs = [_features(group, level, partition) for group in GROUPS[:2] for level in levels]
     return Method(
         name="labeldistill",
         teacher=frozenset(("lidar", "fusion")),
@@ -296,3 +310,21 @@ def labeldistill(variant: Variant = "intended", *, levels: Sequence[int] = (0, 1
         quirks=QUIRKS,
         stages=(ENCODER,),
     ).variant(variant)
+
+
+def by_modality(
+    student: Modality, teacher: Modality, levels: Sequence[str] = ("0", "1"), partition: bool = True
+) -> Method:
+    """LabelDistill between these modalities; arguments as of `labeldistill`."""
+    return labeldistill(levels=[int(level) for level in levels], partition=partition).between(student, teacher)
+
+
+PAPER = Paper(
+    by_modality,
+    (("camera", "lidar"), ("camera", "fusion")),
+    (
+        Option("levels", ("0", "1", "2"), "0,1", "where features are compared; 0: camera BEV maps", several=True),
+        Option("partition", SWITCH, "on", "a third of the channels for labels, a third for LiDAR; off: all for both"),
+    ),
+    __doc__,
+)

@@ -48,6 +48,7 @@ class Quirk:
         change: set where it changes what terms name, such as their channels; called with each term.
         student: the field of the student's `kdlab.config.DetectorConfig` that is true where it is on, such as
             ``camera.shared_lift``; the student is built by its config, which must agree.
+        means: what the paper means instead, one sentence.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Quirk:
     teacher_mode: TeacherMode | None = None
     change: Callable[[Term], Term] | None = None
     student: str | None = None
+    means: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ class Method:
 
     Attributes:
         name: of the method.
-        teacher: modalities that the teacher may have.
-        student: modalities that the student may have.
+        teacher: modalities of the teacher that the weights were made for, see `between`.
+        student: those of the student.
         terms: what is compared.
         adapters: modules that terms refer to.
         quirks: known differences between paper and released code.
@@ -202,15 +204,15 @@ class Method:
         _known(asked, (a.name for a in self.adapters), f"{self.name}: unknown adapter")
 
     def between(self, student: Modality, teacher: Modality) -> Method:
-        """This method, where it takes these modalities.
+        """This method for a pair of modalities; where the paper has no such pair, the sources of its weights say so.
 
-        Raises:
-            ValueError: it does not; the message lists those that it takes.
+        Whether the pair has the tensors that the terms name is another question, see `kdlab.distill.distiller.check`.
         """
-        if student not in self.student or teacher not in self.teacher:
-            pairs = ", ".join(f"{t} -> {s}" for t in sorted(self.teacher) for s in sorted(self.student))
-            raise ValueError(f"{self.name}: no path from a {teacher} teacher to a {student} student; known: {pairs}")
-        return self
+        if student in self.student and teacher in self.teacher:
+            return self
+        note = f"; a weight of no path of the paper, which has no {teacher} teacher with a {student} student"
+        terms = tuple(replace(t, source=t.source + note) for t in self.terms)
+        return replace(self, teacher=frozenset((teacher,)), student=frozenset((student,)), terms=terms)
 
     def __add__(self, other: Method) -> Method:
         """All that both methods have; terms of equal name get their method's name in front."""

@@ -18,10 +18,9 @@ Differences that are no quirks, and why:
   term is the released one at the boxes alone. Nobody has tuned the weights of 0.25 for these.
 * Comparisons off in every released config are in `kdlab.parity` alone: unmasked cross-modal errors, image features, and
   what was left of a TransFusion head. Supervised depth belongs to kdlab's camera detectors (``camera.depth_weight``).
-* They belong to the released detectors, and kdlab distils between its own: the real LiDAR's depth as an input of the
-  student's lift, also at test time (MB:348, MV/base.py:239-294), which kdlab has no switch for, since its camera
-  students see images only; geometry compensation in the teacher's lift; the fuser's order of camera and LiDAR; weights
-  that only the teacher's backbone takes from elsewhere (MB:213-215), where kdlab has ``camera.pretrained``.
+* They belong to the released detectors, and kdlab distils between its own: geometry compensation and LiDAR depths in
+  the teacher's lift; the fuser's order of camera and LiDAR; weights that only the teacher's backbone takes from
+  elsewhere (MB:213-215), where kdlab has ``camera.pretrained``.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, TeacherMode, Term, Variant
+from kdlab.distill.options import Paper
 from kdlab.distill.places import Cells, Slots, TermResult
 from kdlab.distill.regions import gaussian_mask
 from kdlab.distill.terms import class_probability
@@ -188,22 +188,31 @@ QUIRKS = (
         "simdistill.double_sigmoid",
         "takes class probabilities, clamped at 1e-4, for logits: a second sigmoid; no cell is told from another",
         "MH:739-740, 791-792, 1049-1075",
+        means="quality focal loss of the scores, over the cells where the teacher's are positive",
     ),
     Quirk(
         "simdistill.unmasked_boxes",
         "compares boxes in all 500 slots of a task; empty ones read the map's first cell, over 0.99 of the term",
         "MH:1118-1160, the mask commented out at 1153",
+        means="boxes are compared where there are boxes",
     ),
-    Quirk("simdistill.sine_of_sine", "takes the sine of the difference of two sines of yaws", "MH:1161-1167"),
+    Quirk(
+        "simdistill.sine_of_sine",
+        "takes the sine of the difference of two sines of yaws",
+        "MH:1161-1167",
+        means="the sine of a yaw is a code like the others",
+    ),
     Quirk(
         "simdistill.sum_over_batch",
         "adds up the samples of a batch in both prediction terms, so that they grow with it",
         "MH:1049-1075, 1118-1160",
+        means="a batch's loss is the mean of its samples'",
     ),
     Quirk(
         "simdistill.truncate_centre",
         "rounds centres toward zero, not down: boxes up to a cell below the range count",
         "MH:568-719",
+        means="a centre's cell is the one that holds it",
     ),
     Quirk(
         "simdistill.trained_fuser",
@@ -211,6 +220,7 @@ QUIRKS = (
         "MB:216-255, 693",
         "teacher",
         TeacherMode(trainable=("fuser",)),
+        means="the teacher is frozen",
     ),
     Quirk(
         "simdistill.shared_lift",
@@ -218,6 +228,7 @@ QUIRKS = (
         "MB:125-126, 348, 362; MV/depth_lss.py:90, 110",
         "student",
         student="camera.shared_lift",
+        means="two projections into the BEV, one for each branch",
     ),
     Quirk(
         "simdistill.corner_reference",
@@ -225,6 +236,15 @@ QUIRKS = (
         "MD:134-142",
         "student",
         student="camera.corner_reference",
+        means="offsets count from a cell's centre, as in Deformable DETR",
+    ),
+    Quirk(
+        "simdistill.lidar_depth",
+        "feeds the LiDAR's depths to the student's lift, in training and at test time: it is no camera detector",
+        "configs camera/default.yaml:36; MB:348-361; MV/base.py:239-294; MV/depth_lss.py",
+        "student",
+        student="camera.lidar_depth",
+        means="the student sees images only",
     ),
 )
 
@@ -298,3 +318,6 @@ def simdistill(variant: Variant = "intended") -> Method:
         adapters=(ADAPTER,),
         quirks=QUIRKS,
     ).variant(variant)
+
+
+PAPER = Paper(lambda student, teacher: simdistill().between(student, teacher), (("camera", "fusion"),), (), __doc__)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from kdlab.config import Modality
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, TeacherMode, Term, Variant
+from kdlab.distill.options import SWITCH, Option, Paper
 from kdlab.distill.places import Cells, Pairs, Points, TermResult
 from kdlab.distill.regions import gaussian_mask, rows_to_first_zero, rows_to_last_box, with_midpoints
 from kdlab.distill.terms import class_probability, cosine_relation, masked_mean_l1, places_read, read_points
@@ -139,6 +140,28 @@ def response_regression(context: Context, term: Term) -> TermResult:
     return TermResult.of(error, Cells(), context.grid_of(student))
 
 
+_OWN = {
+    "F2C": (
+        Quirk(
+            "unidistill.wide_teacher_clamp",
+            "clamps the teacher's probabilities at 1e-3, not 1e-4",
+            "F2C:190-192, 335",
+            means="one clamp for both sides",
+        ),
+    ),
+    "C2L": (
+        Quirk(
+            "unidistill.no_adapters",
+            "runs without the paper's adaptive layers on the student's maps",
+            "C2L has none; candidates commented out in the base experiment:219-220",
+            "adapter",
+            means="where the teacher is the weaker, adaptive layers stand on the student's two maps",
+        ),
+    ),
+}
+"""Quirks of one path alone."""
+
+
 def _quirks(path: Path) -> tuple[Quirk, ...]:
     swap = {"F2C": "F2C:225, 275"}.get(path, f"{path}:226, 276") + "; the repository's issue 7"
     reload = {
@@ -147,51 +170,47 @@ def _quirks(path: Path) -> tuple[Quirk, ...]:
         "F2L": " (state reloaded at F2L:457)",
     }
     lines = "; the same functions stand one line earlier in F2C" if path == "F2C" else ""
-    quirks = [
+    return (
         Quirk(
             "unidistill.transpose_points",
             "exchanges the points' coordinates, so maps are read at the mirror image",
             swap,
+            means="features and relations are read at the points of the box",
         ),
         Quirk(
-            "unidistill.teacher_temperature", "halves the teacher's class logits, not the student's", "L2C:336" + lines
+            "unidistill.teacher_temperature",
+            "halves the teacher's class logits, not the student's",
+            "L2C:336" + lines,
+            means="probabilities of both sides alike; no temperature is known of",
         ),
         Quirk(
-            "unidistill.count_first_row", "counts row 0 as a box even where a sample has none", "L2C:448-455" + lines
+            "unidistill.count_first_row",
+            "counts row 0 as a box even where a sample has none",
+            "L2C:448-455" + lines,
+            means="boxes alone count",
         ),
         Quirk(
             "unidistill.pad_lights_ego",
             "draws padding rows into the mask, at the ego's cell",
             "L2C:100-178, 456-458" + lines,
+            means="boxes alone are drawn",
         ),
-        Quirk("unidistill.truncate_centre", "rounds the mask's centres toward zero, not down", "L2C:100-178" + lines),
+        Quirk(
+            "unidistill.truncate_centre",
+            "rounds the mask's centres toward zero, not down",
+            "L2C:100-178" + lines,
+            means="a centre's cell is the one that holds it",
+        ),
         Quirk(
             "unidistill.teacher_train_mode",
             "runs the teacher in training mode, on the batch's statistics",
             ("F2C:420" if path == "F2C" else "L2C:424") + reload.get(path, " (state not reloaded)"),
             "teacher",
             TeacherMode(batch_statistics=True, restore=path != "F2C"),
+            means="the teacher is frozen, its batch norms too",
         ),
-    ]
-    if path == "F2C":
-        quirks.append(
-            Quirk(
-                "unidistill.wide_teacher_clamp",
-                "clamps the teacher's probabilities at 1e-3, not 1e-4",
-                "F2C:190-192, 335",
-            )
-        )
-    if path == "C2L":
-        what = "runs without the paper's adaptive layers on the student's maps"
-        quirks.append(
-            Quirk(
-                "unidistill.no_adapters",
-                what,
-                "C2L has none; candidates commented out in the base experiment:219-220",
-                "adapter",
-            )
-        )
-    return tuple(quirks)
+        *_OWN.get(path, ()),
+    )
 
 
 def _adapter(name: str, path: Path) -> Adapter:
@@ -268,14 +287,40 @@ def unidistill(path: Path = "L2C", variant: Variant = "intended", adapt: bool | 
     ).variant(variant)
 
 
-def by_modality(student: Modality, teacher: Modality) -> Method:
-    """UniDistill along the path of these modalities.
+def nearest(student: Modality, teacher: Modality) -> Path:
+    """The path of these modalities; for a pair without one, the path whose weights and quirks are taken.
 
-    Raises:
-        ValueError: there is no such path.
+    Cameras teach a fusion student as they teach a LiDAR (C2L, with adapters); else the teacher is no worse than the
+    student and sees what it sees, as on the paths from fusion: F2C for cameras, F2L for others.
     """
     for path, row in PATHS.items():
         if (row.student, row.teacher) == (student, teacher):
-            return unidistill(path)  # type: ignore[arg-type]
-    pairs = ", ".join(f"{row.teacher} -> {row.student}" for row in PATHS.values())
-    raise ValueError(f"unidistill: no path from a {teacher} teacher to a {student} student; known: {pairs}")
+            return path  # type: ignore[return-value]
+    if student == "camera":
+        return "F2C"
+    return "C2L" if teacher == "camera" else "F2L"
+
+
+def by_modality(student: Modality, teacher: Modality, path: str = "auto", adapt: str = "auto") -> Method:
+    """UniDistill between these modalities.
+
+    Args:
+        student: its modality.
+        teacher: its modality.
+        path: whose weights and quirks to take; auto: that of the modalities, see `nearest`.
+        adapt: on or off: adapters on the student's maps; auto: as the path has it.
+    """
+    chosen = nearest(student, teacher) if path == "auto" else path
+    method = unidistill(chosen, adapt=None if adapt == "auto" else adapt == "on")  # type: ignore[arg-type]
+    return method.between(student, teacher)
+
+
+PAPER = Paper(
+    by_modality,
+    tuple((row.student, row.teacher) for row in PATHS.values()),
+    (
+        Option("path", ("auto", *PATHS), "auto", "whose weights and quirks to take; auto: those of the modalities"),
+        Option("adapt", ("auto", *SWITCH), "auto", "1x1 adapters on the student's two maps; auto: for C2L alone"),
+    ),
+    __doc__,
+)

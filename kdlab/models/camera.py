@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 from kdlab.config import CameraConfig, DetectorConfig
 from kdlab.models.deformable import GeometryCompensation
+from kdlab.models.image import build_backbone, build_neck
 from kdlab.models.layers import ConvNorm, ResidualBlock, full_precision
+from kdlab.models.lidar_depth import LidarDepth, depth_images
 from kdlab.models.lift import Frustum, LiftCache, LiftIndex, align, depth_bins, splat
 from kdlab.models.norm import mean_count
 from kdlab.sample import Batch, Lift
-
-if TYPE_CHECKING:
-    from timm.models import FeatureInfo
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Mean of R, G, B over ImageNet, in 0..255: what timm's weights were trained with."""
@@ -28,57 +26,6 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 IMAGE_POINTS, BEV_POINTS = 10, 20
 """Points of the geometry compensation in images and in the BEV (SimDistill's MV/depth_lss.py:81-93, MB:193-201)."""
 _CAMERA_ENTRIES = 18  # two rows of image_from_camera, three of frame_from_camera
-
-
-def build_backbone(config: CameraConfig, pretrained: bool) -> nn.Module:
-    """A timm backbone that returns the maps of strides ``config.stride`` to ``config.deepest``.
-
-    Raises:
-        ValueError: unknown name, or no map of these strides.
-        RuntimeError: pretrained weights cannot be had; the message names the cure.
-    """
-    import timm  # takes seconds to import: only detectors with cameras pay for it
-
-    name = config.backbone
-    try:
-        strides = _levels(timm.create_model(name, features_only=True, pretrained=False)).reduction()
-    except RuntimeError as error:
-        raise ValueError(
-            f"CameraConfig.backbone: timm has no feature extractor {name!r}, see timm.list_models"
-        ) from error
-    used = [i for i, stride in enumerate(strides) if config.stride <= stride <= config.deepest]
-    if not used or strides[used[0]] != config.stride:
-        raise ValueError(f"CameraConfig: {name} has strides {strides}, not {config.stride} to {config.deepest}")
-    try:
-        return timm.create_model(name, features_only=True, out_indices=used, pretrained=pretrained)
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise RuntimeError(
-            f"no pretrained weights for {name!r}: {error}. Connect to a network once so that timm can download them, "
-            "point HF_HOME at a cache that holds them, or set camera.pretrained to false to start from random weights"
-        ) from error
-
-
-def _levels(backbone: nn.Module) -> FeatureInfo:
-    return cast("FeatureInfo", backbone.feature_info)
-
-
-class ImageNeck(nn.Module):
-    """Top-down sum of the backbone's maps at the finest stride ("Feature Pyramid Networks", CVPR 2017)."""
-
-    def __init__(self, inputs: list[int], outputs: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(ConvNorm(c, outputs, 1, act=False) for c in inputs)
-        self.output = ConvNorm(outputs, outputs)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps [B, inputs[i], h_i, w_i], finest first, to [B, outputs, h_0, w_0]."""
-        top = self.laterals[-1](maps[-1])
-        for lateral, finer in zip(self.laterals[-2::-1], maps[-2::-1], strict=True):
-            top = lateral(finer) + F.interpolate(top, size=finer.shape[-2:], mode="nearest")
-        result: Tensor = self.output(F.relu(top))
-        return result
 
 
 class _Gate(nn.Module):
@@ -99,8 +46,8 @@ class DepthNet(nn.Module):
 
     def __init__(self, config: CameraConfig) -> None:
         super().__init__()
-        width, bins = config.channels, depth_bins(config.depth)
-        self.reduce = ConvNorm(width, width)
+        width, bins = config.depth_channels or config.channels, depth_bins(config.depth)
+        self.reduce = ConvNorm(config.channels, width)
         self.depth_gate, self.context_gate = _Gate(width), _Gate(width)
         self.depth_blocks = nn.Sequential(*(ResidualBlock(width, width) for _ in range(config.depth_blocks)))
         self.depth = nn.Conv2d(width, bins, 1)
@@ -158,6 +105,7 @@ class _Lifted:
         depth: [N, D, h, w].
         index: of the lift.
         bev: [B * T, C, H, W].
+        lidar: [N, 1, rows, columns] depths of LiDAR points, where the lift reads them.
     """
 
     image: Tensor
@@ -165,6 +113,11 @@ class _Lifted:
     depth: Tensor
     index: LiftIndex
     bev: Tensor
+    lidar: Tensor | None
+
+
+def _bev_blocks(config: CameraConfig) -> nn.Module:
+    return nn.Sequential(*(ResidualBlock(config.context, config.context) for _ in range(config.bev_blocks)))
 
 
 class SimulatedLidar(nn.Module):
@@ -172,7 +125,7 @@ class SimulatedLidar(nn.Module):
 
     Image features are compensated and lifted by a depth net of their own; the map is compensated again. In the released
     code the lift, with the compensation before it, is the camera branch's, and both maps start from one tensor: so it
-    is with ``camera.shared_lift``.
+    is with ``camera.shared_lift``. Without ``camera.geometry_compensation`` maps go on as they come.
 
     Raises:
         ValueError: the widths do not split into the heads of the compensation.
@@ -182,16 +135,29 @@ class SimulatedLidar(nn.Module):
         super().__init__()
         camera, corner = config.camera, config.camera.corner_reference
         self.grid = config.grid
-        self.in_images = GeometryCompensation(camera.channels, size, IMAGE_POINTS, corner_reference=corner)
-        self.in_bev = GeometryCompensation(camera.context, config.grid.shape, BEV_POINTS, corner_reference=corner)
-        self.depth_net = None if camera.shared_lift else DepthNet(camera)
+        self.in_images, self.in_bev = (
+            GeometryCompensation(channels, cells, points, corner_reference=corner)
+            if camera.geometry_compensation
+            else nn.Identity()
+            for channels, cells, points in (
+                (camera.channels, size, IMAGE_POINTS),
+                (camera.context, config.grid.shape, BEV_POINTS),
+            )
+        )
+        own = not camera.shared_lift
+        self.depth_net = DepthNet(camera) if own else None
+        self.refine = _bev_blocks(camera) if own else nn.Identity()
+        self.lidar_depth = LidarDepth(camera.channels, camera.stride) if own and camera.lidar_depth else None
 
     def forward(self, seen: _Lifted) -> Tensor:
         """BEV map [B, context, H, W] of key frames, float32."""
         lifted = seen.bev
         if self.depth_net is not None:
-            depth, context = self.depth_net(self.in_images(seen.image), seen.entries)
-            lifted = splat(context, depth, seen.index, len(seen.bev), self.grid)
+            image = self.in_images(seen.image)
+            if self.lidar_depth is not None:
+                image = self.lidar_depth(image, seen.lidar)
+            depth, context = self.depth_net(image, seen.entries)
+            lifted = self.refine(splat(context, depth, seen.index, len(seen.bev), self.grid))
         bev: Tensor = self.in_bev(lifted)
         return bev
 
@@ -221,8 +187,12 @@ class CameraEncoder(nn.Module):
             )
         self.config, self.grid = camera, config.grid
         self.backbone = build_backbone(camera, camera.pretrained and load_pretrained)
-        self.neck = ImageNeck(_levels(self.backbone).channels(), camera.channels)
+        self.neck = build_neck(camera, self.backbone)
         self.depth_net = DepthNet(camera)
+        if camera.lidar_depth and camera.frames > 1:
+            raise ValueError("CameraConfig.lidar_depth is for one frame: points of past frames are not at hand")
+        self.lidar_depth = LidarDepth(camera.channels, camera.stride) if camera.lidar_depth else None
+        self.refine = _bev_blocks(camera)
         mixed = camera.context * camera.frames
         self.temporal = ConvNorm(mixed, config.bev.channels, 1 if camera.frames == 1 else 3)
         size = (height // camera.stride, width // camera.stride)
@@ -233,10 +203,10 @@ class CameraEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, batch: Batch, keep_lift: bool = False) -> CameraFeatures:
-        """Encode the images of a batch.
+        """Encode the images of a batch; of more frames than the config's the first ones.
 
         Raises:
-            ValueError: no images, or not the frames or the size of the config.
+            ValueError: no images, too few frames, or not the size of the config.
         """
         self._check(batch)
         key = self._frames(batch, slice(0, 1), self._caches[0])
@@ -244,9 +214,9 @@ class CameraEncoder(nn.Module):
         aligned = camera_bev
         if self.config.frames > 1:
             with contextlib.nullcontext() if self.config.past_gradient else torch.no_grad():
-                found = self._frames(batch, slice(1, None), self._caches[1])
+                found = self._frames(batch, slice(1, self.config.frames), self._caches[1])
                 past = self._by_frame(batch, self.config.frames - 1, found)
-                poses = batch.key_from_frame[:, 1:].flatten(0, 1)
+                poses = batch.key_from_frame[:, 1 : self.config.frames].flatten(0, 1)
                 warped = align(found.bev, poses, self.grid).view_as(past[2])
             image, depth = torch.cat((image, past[0]), 1), torch.cat((depth, past[1]), 1)
             camera_bev, aligned = torch.cat((camera_bev, past[2]), 1), torch.cat((camera_bev, warped), 1)
@@ -264,7 +234,7 @@ class CameraEncoder(nn.Module):
         frames, cameras, _, *size = batch.images.shape[1:]
         if cameras == 0:
             raise ValueError("a detector with cameras needs images, but the batch holds none (N = 0); load them")
-        if frames != self.config.frames:
+        if frames < self.config.frames:
             raise ValueError(f"CameraConfig.frames is {self.config.frames}, but the batch holds {frames} frames")
         if tuple(size) != self.config.image_size:
             raise ValueError(f"CameraConfig.image_size is {self.config.image_size}, but the images are {tuple(size)}")
@@ -279,9 +249,13 @@ class CameraEncoder(nn.Module):
         lifted = image
         if self.simulated is not None and self.config.shared_lift:
             lifted = self.simulated.in_images(image)
+        lidar = None
+        if self.lidar_depth is not None:
+            lidar = depth_images(batch)
+            lifted = self.lidar_depth(lifted, lidar)
         depth, context = self.depth_net(lifted, entries)
-        bev = splat(context, depth, index, images.shape[0] * images.shape[1], self.grid)
-        return _Lifted(image, entries, depth, index, bev)
+        bev = self.refine(splat(context, depth, index, images.shape[0] * images.shape[1], self.grid))
+        return _Lifted(image, entries, depth, index, bev, lidar)
 
     def _by_frame(self, batch: Batch, frames: int, found: _Lifted) -> tuple[Tensor, Tensor, Tensor]:
         """Image, depth and BEV maps, [B, T, N, C, h, w] twice and [B, T, C, H, W]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.config import DetectorConfig
 from kdlab.models.bev import BEVEncoder, BEVNeck
 from kdlab.models.camera import CameraEncoder, depth_loss
-from kdlab.models.fusion import ConvFuser
+from kdlab.models.fusion import FUSERS
 from kdlab.models.head import CenterHead
 from kdlab.models.layers import ConvNorm
 from kdlab.models.lidar import PillarEncoder
@@ -49,11 +49,36 @@ class Channels:
     frames: int = 1
 
 
+def channels_of(config: DetectorConfig) -> Channels:
+    """Widths of the stages of a config's detector, without building it.
+
+    Raises:
+        ValueError: the config's parts do not fit.
+    """
+    camera, has_camera, has_lidar = config.camera, config.modality != "lidar", config.modality != "camera"
+    simulated = has_camera and camera.simulated_lidar
+    if simulated and has_lidar:
+        raise ValueError("CameraConfig.simulated_lidar is for camera detectors: a fusion detector has real LiDAR")
+    return Channels(
+        image=camera.channels if has_camera else 0,
+        depth=depth_bins(camera.depth) if has_camera else 0,
+        camera_bev=camera.context if has_camera else 0,
+        lidar_bev=camera.context if simulated else config.lidar.channels if has_lidar else 0,
+        bev=config.bev.channels,
+        stages=config.bev.stages,
+        neck=config.bev.neck,
+        heatmap=len(CLASSES),
+        regression=CODES * len(TASKS),
+        frames=camera.frames if has_camera else 1,
+    )
+
+
 class Detector(nn.Module):
     """A BEV detector for LiDAR, cameras or both.
 
     A LiDAR detector never touches images, a camera detector never touches points; none touches boxes before the loss.
-    A camera detector with simulated LiDAR is one with cameras alone: it has a LiDAR BEV map, made from its images.
+    A camera detector with simulated LiDAR is one with cameras alone: it has a LiDAR BEV map, made from its images. The
+    one exception is ``camera.lidar_depth``, a quirk of released code: with it the lift reads points, and needs them.
 
     Args:
         config: what to build.
@@ -71,26 +96,12 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig, load_pretrained: bool = True) -> None:
         super().__init__()
         self.config, self.grid = config, config.grid
+        self.channels = channels_of(config)
         has_camera, has_lidar = config.modality != "lidar", config.modality != "camera"
-        bev, simulated = config.bev.channels, has_camera and config.camera.simulated_lidar
-        if simulated and has_lidar:
-            raise ValueError("CameraConfig.simulated_lidar is for camera detectors: a fusion detector has real LiDAR")
-        lidar_bev = config.camera.context if simulated else config.lidar.channels if has_lidar else 0
+        bev, lidar_bev = config.bev.channels, self.channels.lidar_bev
         self.camera = CameraEncoder(config, load_pretrained) if has_camera else None
         self.lidar = PillarEncoder(config) if has_lidar else None
-        self.channels = Channels(
-            image=config.camera.channels if has_camera else 0,
-            depth=depth_bins(config.camera.depth) if has_camera else 0,
-            camera_bev=config.camera.context if has_camera else 0,
-            lidar_bev=lidar_bev,
-            bev=bev,
-            stages=config.bev.stages,
-            neck=config.bev.neck,
-            heatmap=len(CLASSES),
-            regression=CODES * len(TASKS),
-            frames=config.camera.frames if has_camera else 1,
-        )
-        self.fuser = ConvFuser(bev, lidar_bev, bev) if has_camera and lidar_bev else None
+        self.fuser = FUSERS[config.fuser](bev, lidar_bev, bev) if has_camera and lidar_bev else None
         same = config.lidar.channels == bev or has_camera
         self.lidar_project = nn.Identity() if same else ConvNorm(config.lidar.channels, bev, 1)
         self.encoder = BEVEncoder(config.bev)
@@ -105,7 +116,8 @@ class Detector(nn.Module):
             keep_lift: also keep `Features.lift`.
 
         Raises:
-            ValueError: a camera detector is given no images, or images of another size or number of frames.
+            ValueError: a camera detector is given no images, images of another size or too few frames, or no points
+                although it reads LiDAR depths.
         """
         lidar_bev = None if self.lidar is None else self.lidar(batch.points, batch.point_batch, batch.size)
         if self.camera is None:

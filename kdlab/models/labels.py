@@ -128,6 +128,11 @@ def _flat(u: Tensor, v: Tensor, filled: Tensor, grid: BEVGrid) -> tuple[Tensor, 
     return torch.where(filled, v * grid.width + u, 0).long(), filled
 
 
+def label_channels(stages: Sequence[int], hidden: int | None = None) -> Channels:
+    """Widths of a label encoder's features; arguments as of `LabelEncoder`."""
+    return Channels(0, 0, 0, 0, 2 * stages[0] if hidden is None else hidden, tuple(stages), 0, 0, 0)
+
+
 class LabelEncoder(nn.Module):
     """Annotations to the BEV encoder stages that would make a detector find them.
 
@@ -140,28 +145,37 @@ class LabelEncoder(nn.Module):
 
     Args:
         grid: of the detector.
-        stages: widths of its BEV encoder; stage i has stride 2**i.
+        stages: widths of its BEV encoder; stage i has stride first_stride * 2**i.
         hidden: width of the hidden layers, by default twice that of the first stage, as in the paper (256 and 128).
         released: paint the labels as the released code does, see `label_maps`.
+        first_stride: of the first stage.
 
     Attributes:
         grid: as given.
         channels: widths of the features.
     """
 
-    def __init__(self, grid: BEVGrid, stages: Sequence[int], hidden: int | None = None, released: bool = False) -> None:
+    def __init__(
+        self,
+        grid: BEVGrid,
+        stages: Sequence[int],
+        hidden: int | None = None,
+        released: bool = False,
+        first_stride: int = 1,
+    ) -> None:
         super().__init__()
-        hidden = 2 * stages[0] if hidden is None else hidden
         self.grid, self.released = grid, released
-        self.channels = Channels(0, 0, 0, 0, hidden, tuple(stages), 0, 0, 0)
+        self.channels = label_channels(stages, hidden)
+        hidden = self.channels.bev
         self.box, self.label = _two_layers(VALUES, hidden), _two_layers(len(CLASSES), hidden)
         self.both = _two_layers(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.block = ResidualBlock(hidden, hidden)
         self.levels = nn.ModuleList()
         for index, width in enumerate(stages):
-            shape = (width, *(math.ceil(side / 2**index) for side in grid.shape))
-            convolution = nn.Conv2d(hidden, width, 3, 2**index, 1, padding_mode="replicate")
+            stride = first_stride * 2**index
+            shape = (width, *(math.ceil(side / stride) for side in grid.shape))
+            convolution = nn.Conv2d(hidden, width, 3, stride, 1, padding_mode="replicate")
             self.levels.append(nn.Sequential(convolution, nn.LayerNorm(shape), nn.ReLU()))
 
     @property

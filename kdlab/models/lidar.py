@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.config import DetectorConfig
 from kdlab.geometry import BEVGrid
-from kdlab.models.layers import full_precision
+from kdlab.models.layers import ResidualBlock, full_precision
 from kdlab.models.norm import PointNorm
 from kdlab.models.voxels import Groups, group_by_cell
 
@@ -57,15 +58,21 @@ class PillarEncoder(nn.Module):
     """Points to a BEV map: every point of a cell's column counts, with no cap on points or pillars.
 
     Point network of "PointPillars" (CVPR 2019) on the dynamic pillars of "End-to-End Multi-View Fusion" (CoRL 2019).
-    Points outside the grid or the z range are dropped. An empty cloud gives zeros. It runs in float32.
+    Points outside the grid or the z range are dropped. An empty cloud gives zeros. Points run in float32. Pillars finer
+    than the cells of the grid are brought to it by residual blocks of stride 2 ("PillarNet", ECCV 2022).
+
+    Attributes:
+        grid: of the pillars.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
-        width = config.lidar.channels
-        self.grid, self.z = config.grid, config.z
+        widths = (*config.lidar.finer, config.lidar.channels)
+        width, grid = widths[0], config.grid
+        self.grid, self.z = BEVGrid(grid.x, grid.y, grid.cell / 2 ** (len(widths) - 1)), config.z
         self.first = _PointLayer(_DECORATIONS, width)
         self.second = _PointLayer(2 * width, width) if config.lidar.layers > 1 else None
+        self.coarser = nn.Sequential(*(ResidualBlock(fine, coarse, 2) for fine, coarse in pairwise(widths)))
 
     def forward(self, points: Tensor, point_batch: Tensor, size: int) -> Tensor:
         """Encode the clouds of a batch.
@@ -76,7 +83,7 @@ class PillarEncoder(nn.Module):
             size: B.
 
         Returns:
-            float32 [B, lidar.channels, H, W].
+            [B, lidar.channels, H, W] on the detector's grid; float32 where pillars are its cells.
         """
         height, width = self.grid.shape
         with full_precision(points):
@@ -89,7 +96,8 @@ class PillarEncoder(nn.Module):
                 features = self.second(torch.cat((features, wide), 1))
             found = pillar_max(features, groups).relu()  # ReLU and maximum may change places: fewer pillars than points
             bev = found.new_zeros(size * height * width, found.shape[1]).index_copy(0, groups.cell, found)
-        return bev.view(size, height, width, -1).permute(0, 3, 1, 2)
+        coarse: Tensor = self.coarser(bev.view(size, height, width, -1).permute(0, 3, 1, 2))
+        return coarse
 
     def decorate(self, points: Tensor, groups: Groups, pillar: Tensor) -> Tensor:
         """What the first layer sees of each point, [P, 8]: nothing tells where in the grid its pillar stands.

@@ -22,11 +22,14 @@ from kdlab.parity.unidistill import FAMILY as UNIDISTILL
 FAMILIES: tuple[Family, ...] = (UNIDISTILL, DISTILLBEV, SIMDISTILL, LABELDISTILL)
 """How each kind of file is told apart and compared; a paper adds one."""
 
+_OTHER = (".npy", ".pt", ".pth", ".pkl", ".safetensors")
+
 
 def parity(folder: Path) -> list[Row]:
     """Compare every array of every ``.npz`` file below a folder.
 
-    A file of an unknown kind, an unreadable file and an array that nobody computes are rows that fail.
+    A file of an unknown kind, an unreadable file, a folder without such files, arrays of another format and an array
+    that nobody computes are rows that fail.
 
     Raises:
         FileNotFoundError: there is no such folder, or no such file in it.
@@ -34,7 +37,16 @@ def parity(folder: Path) -> list[Row]:
     files = sorted(folder.rglob("*.npz")) if folder.is_dir() else []
     if not files:
         raise FileNotFoundError(f"{folder}: no folder with .npz files")
-    return [row for file in files for row in _file_rows(str(file.relative_to(folder)), file)]
+    rows = [row for file in files for row in _file_rows(str(file.relative_to(folder)), file)]
+    unread = [path for path in sorted(folder.rglob("*")) if _unread(path)]
+    return rows + [Row(str(p.relative_to(folder)), "-", None, 0.0, note="only .npz files can be read") for p in unread]
+
+
+def _unread(path: Path) -> bool:
+    """It holds arrays of another format, or is a folder without a file that can be read."""
+    if path.is_dir():
+        return not path.name.startswith((".", "__")) and not any(path.rglob("*.npz"))
+    return path.suffix in _OTHER
 
 
 def _file_rows(name: str, file: Path) -> list[Row]:
@@ -46,7 +58,13 @@ def _file_rows(name: str, file: Path) -> list[Row]:
     for family in FAMILIES:
         if family.owns(frozenset(arrays)):
             return family.rows(name, arrays) or [Row(name, "-", None, 0.0, note=f"{family.name}: holds no outputs")]
-    return [Row(name, "-", None, 0.0, note=f"no known family holds these arrays: {', '.join(sorted(arrays)[:8])}")]
+    return [Row(name, "-", None, 0.0, note=_unknown(frozenset(arrays)))]
+
+
+def _unknown(names: frozenset[str]) -> str:
+    near = [f"{mark} ({f.name})" for f in FAMILIES for mark in sorted(f.marks - names) if f.owns(names | {mark})]
+    listed = f"no known family holds these arrays: {', '.join(sorted(names)[:8]) or 'none'}"
+    return f"{listed}; one does with {' or '.join(near)}" if near else listed
 
 
 def render(rows: Sequence[Row]) -> str:

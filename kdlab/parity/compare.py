@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +71,26 @@ class Family:
         name: for messages.
         owns: from a file's array names, whether it is of this kind.
         rows: from a file's name and arrays, its comparisons.
+        marks: arrays by which such files are known, to say what a file lacks.
     """
 
     name: str
     owns: Callable[[frozenset[str]], bool]
     rows: Callable[[str, Arrays], list[Row]]
+    marks: frozenset[str]
+
+
+def not_computed(array: str, names: frozenset[str], kinds: Iterable[tuple[Iterable[str], Iterable[str]]]) -> str:
+    """Why nothing computes an array: the fewest inputs that a kind of file would need for it, or no kind has it.
+
+    Args:
+        array: its name.
+        names: of the arrays that there are.
+        kinds: marks of each kind of file, and patterns of its outputs.
+    """
+    asked = (set(marks) - names for marks, outputs in kinds if any(re.fullmatch(o, array) for o in outputs))
+    least = min((lacking for lacking in asked if lacking), key=len, default=None)
+    return f"needs the input {', '.join(sorted(least))}" if least else "nothing computes this array"
 
 
 def compare(

@@ -72,7 +72,7 @@ class Case(Inputs):
     @cached_property
     def by_boxes(self) -> bool:
         """The file is BEVFormer's: the teacher's false positives come from its boxes."""
-        return "teacher_boxes" in self.arrays
+        return bool({"teacher_boxes", "teacher_offsets", "teacher_scores"} & set(self.arrays))
 
     @cached_property
     def at(self) -> float:
@@ -80,7 +80,7 @@ class Case(Inputs):
 
         Masks alone do not say whose they are; then the point is taken that gives more of them.
         """
-        if self.by_boxes or {"teacher_logits", "gt_heatmap", "context_length"} & set(self.arrays):
+        if self.by_boxes or {"teacher_logits", "gt_heatmap", "context_length", "context_weight"} & set(self.arrays):
             return 0.5 if self.by_boxes else 0.0
         masks = [
             v for n, v in self.arrays.items() if n.startswith(("fg_mask_", "mid__foreground_mask")) and v.ndim == 4
@@ -103,7 +103,7 @@ class Case(Inputs):
     def foreground(self, size: Size) -> tuple[Tensor, Tensor]:
         """Mask and scale, float32 [B, H, W]; with a ring where the file asks for one."""
         grid = self.grid(size)
-        if "context_length" in self.arrays:
+        if {"context_length", "context_weight"} & set(self.arrays):
             ring = float(self.given("context_length")), float(self.given("context_weight"))
             return context_ring(self.boxes.values, self.boxes.valid, grid, *ring)
         return self.owned(size).float(), size_scale(self.boxes.values, self.owner(size), grid)
@@ -114,6 +114,7 @@ class Case(Inputs):
 
     def heatmap(self) -> Tensor:
         """Targets [B, 10, H, W] of the centre head."""
+        self.given("gt_labels")
         boxes, grid = self.boxes, self.grid(size_of(self.given("gt_heatmap")))
         drawn = boxes.valid & grid.locate(boxes.values[..., :2])[2]
         how = {"overlap": 0.1, "min_radius": 2, "channel": boxes.labels, "channels": CHANNELS}

@@ -80,7 +80,7 @@ class Losses(Case):
         """
         if "config_json" not in self.arrays:
             raise KeyError("needs the input config_json")
-        config: dict[str, Any] = json.loads(str(self.arrays["config_json"]))
+        config: dict[str, Any] = json.loads(self.arrays["config_json"].item())
         for name, value in _FIXED.items():
             if config.get(name, value) != value:
                 raise ValueError(f"{name} = {config[name]!r} is not known, only {value!r}")
@@ -109,6 +109,7 @@ class Losses(Case):
         """Adapters by name, with the file's weights.
 
         Raises:
+            KeyError: weights are missing.
             ValueError: a kind that kdlab does not know, or weights that do not fit.
         """
         found = {}
@@ -122,12 +123,33 @@ class Losses(Case):
                 found[phi.name] = (phi, phi.build(*widths))
             psi = Adapter(f"psi{p.index}", lambda s, t: nn.Conv2d(1, 1, 3, padding=1), "3x3", where)
             found[psi.name] = (psi, psi.build(*widths))
-        for array in self.arrays:
-            if array.startswith("param__"):
-                module, name = self._parameter(array.removeprefix("param__"))
-                with torch.no_grad():
-                    dict(found[module][1].state_dict(keep_vars=True))[name].copy_(self.given(array))
+        self._load({name: module for name, (_, module) in found.items()})
         return found
+
+    def _load(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put the file's weights into the adapters.
+
+        Raises:
+            KeyError: weights are missing.
+            ValueError: a name that no parameter has.
+        """
+        lacking = {(m, n) for m, module in modules.items() for n, _ in module.named_parameters()}
+        for array in sorted(a for a in self.arrays if a.startswith("param__")):
+            module, name = self._parameter(array.removeprefix("param__"))
+            with torch.no_grad():
+                dict(modules[module].state_dict(keep_vars=True))[name].copy_(self.given(array))
+            lacking.discard((module, name))
+        if lacking:
+            raise KeyError(f"needs the input {', '.join(sorted(self._released(*names) for names in lacking))}")
+
+    @staticmethod
+    def _released(module: str, name: str) -> str:
+        """The array of a parameter, the inverse of `_parameter`."""
+        layer, _, last = name.rpartition(".")
+        if layer:
+            number, norm = divmod(int(layer), 3)
+            last = f"1.{'norm' if norm else 'conv'}{number + 1}.{last}"
+        return f"param__{'channel' if module.startswith('phi') else 'spatial'}_wise_adaptations.{module[3:]}.{last}"
 
     @staticmethod
     def _parameter(array: str) -> tuple[str, str]:
@@ -249,7 +271,7 @@ class Losses(Case):
         student = tuple(self.given(p.student).float().requires_grad_() for p in self.positions)
         teacher = tuple(self.given(p.teacher).float() for p in self.positions)
         predictions = None
-        if "teacher_logits" in self.arrays:
+        if "teacher_logits" in self.arrays or (not self.by_boxes and any(p.false_positives for p in self.positions)):
             logits = self.given("teacher_logits").float()
             none = logits[:, :0]
             predictions = Predictions((TaskPrediction(logits, none, none, none, none, none),))

@@ -16,7 +16,7 @@ from kdlab.distill.labeldistill import GROUPS, adaptor, foreground, imitate
 from kdlab.distill.paths import Part
 from kdlab.distill.terms import class_probability
 from kdlab.models.labels import label_maps
-from kdlab.parity.compare import Arrays, Family, Row, compare
+from kdlab.parity.compare import Arrays, Family, Row, compare, not_computed
 from kdlab.parity.labeldistill_case import Case, Encoder, Labelled, at_cells, block_name
 from kdlab.parity.labeldistill_input import BEVAugmentation, Depth, Geometry, ImageAugmentation
 from kdlab.parity.oracles import ForeignGrid
@@ -78,7 +78,8 @@ class Partition(Case):
         """A group's part of a level's map, adapted."""
         weights = self.weights(f"{group}/blocks.{level}.")
         part = Part(GROUPS.index(group), len(GROUPS)).take(maps)
-        module = adaptor(part.shape[1], len(weights["0.bias"])).train(mode == "train")
+        width = len(self.given(f"{group}/blocks.{level}.0.bias"))
+        module = adaptor(part.shape[1], width).train(mode == "train")
         module.load_state_dict({block_name(name): value for name, value in weights.items()})
         adapted: Tensor = module(part)
         return adapted
@@ -300,7 +301,9 @@ def _group_rows(file: str, prefix: str, bases: frozenset[str], kinds: list[Kind]
         if match and output:
             rows.append(_row(file, prefix + base, match, output, case))
         elif not any(re.fullmatch(kind.inputs, base) for kind in ([own] if own else kinds)):
-            rows.append(Row(file, prefix + base, None, 0.0, note="nothing computes this array"))
+            names = bases | frozenset(arrays)
+            why = not_computed(base, names, ((k.marks, [pattern for pattern, _, _ in k.outputs]) for k in _KINDS))
+            rows.append(Row(file, prefix + base, None, 0.0, note=why))
     return rows
 
 
@@ -311,5 +314,6 @@ def _rows(file: str, arrays: Arrays) -> list[Row]:
     return [row for prefix, bases in groups.items() for row in _group_rows(file, prefix, bases, kinds, arrays)]
 
 
-FAMILY = Family("labeldistill", _owns, _rows)
+_MARKS = frozenset(mark for kind in _KINDS for mark in kind.marks)
+FAMILY = Family("labeldistill", _owns, _rows, _MARKS)
 """How to tell and compare such files."""

@@ -37,8 +37,8 @@ class Case(Inputs):
         return self.prefix + name in self.arrays
 
     def weights(self, folder: str) -> dict[str, Tensor]:
-        """Weights below a folder of the file, without its name."""
-        return {n.removeprefix(folder): self.given(n) for n in self.arrays if n.startswith(folder)}
+        """Weights below a folder of the file, float32, without its name."""
+        return {n.removeprefix(folder): self.given(n).float() for n in self.arrays if n.startswith(folder)}
 
 
 class Labelled(Case):

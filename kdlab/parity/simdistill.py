@@ -21,7 +21,7 @@ from kdlab.geometry import BEVGrid
 from kdlab.models.camera import depth_loss
 from kdlab.models.deformable import GeometryCompensation
 from kdlab.models.targets import gaussian_radius
-from kdlab.parity.compare import Arrays, Family, Row, compare
+from kdlab.parity.compare import Arrays, Family, Row, compare, not_computed
 from kdlab.parity.oracles import view_counts, view_weights
 from kdlab.parity.simdistill_case import Case, difference
 
@@ -64,6 +64,8 @@ def _loss_or_gradient(case: Case, match: re.Match[str], loss: Tensor, array: str
 
 def _of_features(case: Case, match: re.Match[str]) -> Tensor:
     prefix = match["prefix"] or ""
+    if case.leaf(f"{prefix}student").ndim < 4:
+        raise KeyError("needs the input code_weights, or maps [B, C, X, Y]")
     loss = difference(case.leaf(f"{prefix}student"), case.leaf(f"{prefix}teacher"))
     return _loss_or_gradient(case, match, loss, prefix + "{side}")
 
@@ -265,7 +267,9 @@ def _row(file: str, name: str, case: Case, kind: _Kind) -> Row:
                 return compare(file, name, compute(case, match), stored, tolerance, _scale(name, stored))
             except Exception as error:  # whatever is wrong with one array, the others are still judged
                 return Row(file, name, None, tolerance, note=str(error.args[0] if error.args else error))
-    return Row(file, name, None, 0.0, note="nothing computes this array")
+    return Row(
+        file, name, None, 0.0, note=not_computed(name, frozenset(case.arrays), ((k.marks, k.outputs) for k in KINDS))
+    )
 
 
 def _rows_of(file: str, arrays: Arrays) -> list[Row]:
@@ -275,5 +279,6 @@ def _rows_of(file: str, arrays: Arrays) -> list[Row]:
     return [_row(file, name, case, kind) for name in judged]
 
 
-FAMILY = Family("simdistill", lambda names: _kind_of(names) is not None, _rows_of)
+_MARKS = frozenset(mark for kind in KINDS for mark in kind.marks)
+FAMILY = Family("simdistill", lambda names: _kind_of(names) is not None, _rows_of, _MARKS)
 """How to tell and compare such files."""

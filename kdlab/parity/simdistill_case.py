@@ -118,7 +118,7 @@ class Case(Inputs):
         none = torch.zeros(len(self.boxes.values), 0, *self.grid.size)
         bev = turned(self.leaf(side)) if side in self.arrays else none
         predictions = None
-        if f"{side}_heatmap_logits" in self.arrays and f"{side}_box" in self.arrays:
+        if {f"{side}_heatmap_logits", f"{side}_box"} & set(self.arrays):
             predictions = self._predictions(side)
         return Features(bev, lidar_bev=bev, predictions=predictions)
 

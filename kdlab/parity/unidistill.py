@@ -22,6 +22,7 @@ from kdlab.sample import Boxes3D, Features, Predictions, TaskPrediction
 _INPUTS = frozenset(("gt_boxes", "gt_labels", "pc_range", "voxel_size", "out_size_factor", "seed", "det_loss")) | {
     f"{side}_{name}" for side in ("student", "teacher") for name in ("low", "high", "hm_logits", "reg")
 }
+_MARKS = frozenset(("gt_boxes", "pc_range", "voxel_size", "out_size_factor"))
 _MARKER = "marker_student_low"
 _RESPONSES = {"response_class": ("hm_logits", "loss_resp_cls"), "response_regression": ("reg", "loss_resp_reg")}
 """Terms whose inputs are large and may be missing: the inputs, and the stored value."""
@@ -221,9 +222,7 @@ _SUFFIXES = re.compile(rf"(?P<base>.+?)(?:_(?P<path>{'|'.join(PATHS)}))?(?P<unsw
 
 
 def _unidistill_owns(names: frozenset[str]) -> bool:
-    return names >= {"gt_boxes", "pc_range", "voxel_size", "out_size_factor"} and bool(
-        names & (_INPUTS | set(_OUTPUTS))
-    )
+    return names >= _MARKS
 
 
 def _unidistill_rows(file: str, arrays: Arrays) -> list[Row]:
@@ -251,5 +250,5 @@ def _unidistill_rows(file: str, arrays: Arrays) -> list[Row]:
     return rows
 
 
-FAMILY = Family("unidistill", _unidistill_owns, _unidistill_rows)
+FAMILY = Family("unidistill", _unidistill_owns, _unidistill_rows, _MARKS)
 """How to tell and compare such files."""

@@ -84,14 +84,17 @@ def _number(value: float) -> str:
 def describe(run: Path | str) -> str:
     """One short line: the method that trained a run, or its sensors, and whether the backbone was pretrained.
 
-    Terms of the method that were switched off are named.
+    Terms of the method that were switched off are named, and options that it was built with.
     """
     config = load_run_config(run)
     name: str = config.detector.modality
+    name += " with LiDAR depth" if config.detector.sensors != config.detector.modality else ""
     if config.distill is not None:
         name += f" + {config.distill.method}" + (" (released)" if config.distill.variant == "released" else "")
         off = [term for term, weight in config.distill.weights.items() if weight == 0]
         name += f" without {', '.join(off)}" if off else ""
+        name += f", only {', '.join(config.distill.only)}" if config.distill.only else ""
+        name += "".join(f", {option} {value}" for option, value in config.distill.options.items())
     return name + (", pretrained" if config.detector.modality != "lidar" and config.detector.camera.pretrained else "")
 
 

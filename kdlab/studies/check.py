@@ -14,9 +14,9 @@ from kdlab.config import RunConfig
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.models import build_detector
+from kdlab.pairing import check_teacher
 from kdlab.studies.plan import Study, Trial
 from kdlab.studies.worlds import world_ready
-from kdlab.train import check_teacher
 
 BOX_BYTES = 350
 """Of one detection in a result file."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kdlab.checkpoint import NEUTRAL, RunFolder, load_run_config
-from kdlab.config import DetectorConfig, Modality, RunConfig, from_dict, to_dict
+from kdlab.checkpoint import RunFolder, deciding, load_run_config
+from kdlab.config import DetectorConfig, RunConfig, from_dict, to_dict
 from kdlab.data.simulate_config import SimulationConfig
-from kdlab.distill import METHODS, Method, build_method
-from kdlab.presets import PRESETS, distilled
+from kdlab.distill import papers
+from kdlab.pairing import distillation, fit_student, method_of
+from kdlab.presets import PRESETS
 from kdlab.studies.worlds import WORLDS, changed_world
 
 BASE = "base"
@@ -28,6 +29,9 @@ NO_METHOD = "none"
 
 Mode = Literal["each-off", "each-alone", "subsets"]
 """Which changes are made of a method's terms, see `kdlab.studies.terms.term_changes`."""
+
+_OPEN = [["distill", part] for part in ("weights", "scales", "options")]
+"""Where a config takes any key."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -207,19 +211,11 @@ def _stored(out: Path) -> dict[Path, RunConfig | None]:
 
 def _core(config: RunConfig) -> RunConfig:
     """A config with what does not decide a run's numbers as by default; a study's world is known by its digest."""
-    plain = _plain(config)
+    plain = deciding(config)
     root = Path(config.data.root)
     if root.parent.name == WORLDS and re.fullmatch("[0-9a-f]+", root.name):
         plain["data"]["root"] = f"world {root.name}"
     return from_dict(RunConfig, plain)
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    plain = to_dict(config)
-    for key in NEUTRAL:
-        section, name = key.split(".")
-        plain[section].pop(name)
-    return plain
 
 
 def _trial(study: Study, change: str, config: RunConfig, folder: Path, world: SimulationConfig | None) -> Trial:
@@ -237,7 +233,7 @@ def trial_hash(config: RunConfig, world: SimulationConfig | None = None) -> str:
         config: of the run; keys that may change when a run goes on do not count.
         world: the simulated world in ``config.data.root``, which counts in place of the folder's name.
     """
-    plain = _plain(config)
+    plain = deciding(config)
     if world is not None:
         plain["data"]["root"] = f"world {world.digest()}"
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
@@ -246,7 +242,9 @@ def trial_hash(config: RunConfig, world: SimulationConfig | None = None) -> str:
 def apply(values: Mapping[str, Any], base: RunConfig, out: Path = Path()) -> tuple[RunConfig, SimulationConfig | None]:
     """The config of a changed run, and the world that it needs where a knob of the world is turned.
 
-    ``distill.method`` on a base without that method starts from the preset's scales for it.
+    ``distill.method`` on a base without that method starts from the preset's scales for it. Where the values are about
+    the distillation, a camera student is built as the method and its quirks want it, but for fields of the detector
+    that the values name.
 
     Args:
         values: by dotted key, see `Change`.
@@ -261,7 +259,8 @@ def apply(values: Mapping[str, Any], base: RunConfig, out: Path = Path()) -> tup
     distill = {key: value for key, value in values.items() if key.startswith("distill.")}
     config = _put(base, {k: v for k, v in values.items() if k not in distill and not k.startswith(SIMULATION)})
     if distill:
-        config = _distilled(config, distill)
+        given = [key.removeprefix("detector.") for key in values if key.startswith("detector.")]
+        config = fit_student(_distilled(config, distill), given)[0]
     method_of(config)
     if not knobs:
         return config, None
@@ -278,7 +277,7 @@ def _put(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise ValueError(f"unknown key {key!r}")
-        if name not in place and sections not in (["distill", "weights"], ["distill", "scales"]):
+        if name not in place and sections not in _OPEN:
             raise ValueError(f"unknown key {key!r}; known in {'.'.join(sections) or 'a run'}: {', '.join(place)}")
         place[name] = value
     return from_dict(RunConfig, plain)
@@ -290,10 +289,12 @@ def _distilled(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     if method == NO_METHOD:
         config = replace(config, distill=None)
     elif method is not None and (config.distill is None or config.distill.method != method):
-        if method not in METHODS:
-            raise ValueError(f"distill.method: unknown method {method!r}; known: {', '.join(METHODS)}, {NO_METHOD}")
+        try:
+            papers(method)
+        except ValueError as error:
+            raise ValueError(f"distill.method: {error}, or {NO_METHOD}") from error
         teacher = config.distill.teacher if config.distill is not None else ""
-        config = replace(config, distill=distilled(_preset(config.detector), method, teacher))
+        config = replace(config, distill=distillation(_preset(config.detector), method, teacher))
     if rest and config.distill is None:
         raise ValueError(f"{next(iter(rest))}: this run has no distillation; set distill.method beside it")
     return _put(config, rest)
@@ -302,33 +303,6 @@ def _distilled(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 def _preset(detector: DetectorConfig) -> str:
     """The preset whose BEV widths these are, which is what scales depend on; empty for others."""
     return next((name for name, make in PRESETS.items() if make(detector.modality).detector.bev == detector.bev), "")
-
-
-def method_of(config: RunConfig) -> Method | None:
-    """The method of a run; where its teacher is not there yet, as for the first modality that the method takes.
-
-    Raises:
-        ValueError: unknown method, term or quirk, or modalities without a path.
-    """
-    if config.distill is None:
-        return None
-    student = config.detector.modality
-    try:
-        return build_method(config.distill, student, load_run_config(config.distill.teacher).detector.modality)
-    except FileNotFoundError:
-        return build_method(config.distill, student, first_teacher(config.distill.method, student))
-
-
-def first_teacher(method: str, student: Modality) -> Modality:
-    """The first modality that a method takes for the teacher of a student; lidar where there is none."""
-    modalities: tuple[Modality, ...] = ("lidar", "fusion", "camera")
-    for teacher in modalities if method in METHODS else ():
-        try:
-            METHODS[method](student, teacher)
-        except ValueError:
-            continue
-        return teacher
-    return "lidar"
 
 
 def _once(what: str, values: Any) -> None:

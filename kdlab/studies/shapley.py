@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from kdlab.checkpoint import NEUTRAL, load_run_config
-from kdlab.config import RunConfig, to_dict
+from kdlab.checkpoint import deciding, load_run_config
+from kdlab.config import RunConfig
+from kdlab.pairing import method_of
 from kdlab.studies.comparable import mixture
-from kdlab.studies.plan import method_of
 from kdlab.studies.verdict import Kind, interval
 
 MAX_TERMS = 4
@@ -125,11 +125,8 @@ def terms_on(config: RunConfig) -> Subset:
 
 def _setting(config: RunConfig, off: Subset) -> str:
     """What decides a run beside its seed and the terms that are off in it."""
-    plain = to_dict(config)
+    plain = deciding(config)
     plain["train"].pop("seed")
-    for key in NEUTRAL:
-        section, name = key.split(".")
-        plain[section].pop(name)
     for name in ("weights", "scales") if plain["distill"] is not None else ():
         plain["distill"][name] = {k: v for k, v in plain["distill"][name].items() if k not in off}
     return json.dumps(plain, sort_keys=True)

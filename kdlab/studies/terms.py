@@ -7,7 +7,8 @@ from itertools import combinations
 from typing import Any, get_args
 
 from kdlab.config import RunConfig
-from kdlab.studies.plan import BASE, NO_METHOD, Change, Mode, apply, method_of
+from kdlab.pairing import method_of
+from kdlab.studies.plan import BASE, NO_METHOD, Change, Mode, apply
 
 MAX_TERMS = 4
 """Of subsets: more would be more than 16 runs a seed."""

@@ -50,7 +50,7 @@ def look_with(detector: Detector, config: RunConfig, dataset: NuScenesDataset, i
     sample = dataset.load(index)
     size, exact = config.detector.camera.image_size, config.data.images == "exact"
     batch = collate([augment(sample, AugmentConfig.none(), size, seed=0, draw=0, exact=exact)])
-    given = batch.images_only() if config.detector.modality == "camera" else batch
+    given = batch.images_only() if config.detector.sensors == "camera" else batch
     with autocast(device, config.train.precision):
         features = detector(given.to(device))
     found = detector.predict(features)[0]

@@ -1,14 +1,27 @@
-"""`kdlab train`: options that say nothing without others."""
+"""`kdlab train`: how its words become a config."""
 
 from pathlib import Path
 
 import pytest
 
+import kdlab.train
 from kdlab import cli
+from kdlab.config import RunConfig
+from kdlab.distill import build_method
 
 
 @pytest.mark.parametrize(
-    "option", ["--teacher x", "--scale 2", "--variant released", "--quirks x", "--weights feature 2"]
+    "option",
+    [
+        "--teacher x",
+        "--scale 2",
+        "--variant released",
+        "--quirks x",
+        "--weights feature 2",
+        "--only feature",
+        "--options adapt on",
+        "--cache x",
+    ],
 )
 def test_options_of_a_distillation_want_a_method(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -16,3 +29,48 @@ def test_options_of_a_distillation_want_a_method(
     out = tmp_path / "out"
     assert cli.main(["train", "tiny", "camera", "--out", str(out), *option.split()]) == 1
     assert "want a distillation: name its --method" in capsys.readouterr().err and not out.exists()
+
+
+def config_of(monkeypatch: pytest.MonkeyPatch, words: str) -> RunConfig:
+    """What a command would train."""
+    seen = []
+
+    def start(config: RunConfig, out: Path, **_: object) -> Path:
+        seen.append(config)
+        return out
+
+    monkeypatch.setattr(kdlab.train, "train", start)
+    assert cli.main(["train", *words.split(), "--out", "nowhere", "--teacher", "no-teacher"]) == 0
+    return seen[0]
+
+
+def test_methods_options_and_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(
+        monkeypatch,
+        "tiny camera --method unidistill+distillbev --options attention none positions B1,H adapt on "
+        "--only feature background_B1 --weights feature 5 --variant released --quirks unidistill.truncate_centre",
+    )
+    distill = config.distill
+    assert distill is not None and distill.method == "unidistill+distillbev"
+    assert distill.options == {"attention": "none", "positions": "B1,H", "adapt": "on"}
+    assert {"relation", "foreground_B2"} <= set(distill.scales)  # the preset's, of both methods
+    method = build_method(distill, "camera", "lidar")
+    assert [t.name for t in method.terms] == ["feature", "background_B1"] and method.terms[0].weight == 5
+    assert method.terms[1].options["attention"] == "none" and method.terms[1].scale == distill.scales["background_B1"]
+
+
+def test_simdistill_builds_its_student(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    camera = config_of(monkeypatch, "tiny camera --method simdistill").detector.camera
+    assert camera.simulated_lidar and not camera.lidar_depth
+    assert "student: detector.camera.simulated_lidar is true, for term cross_modal of simdistill" in (
+        capsys.readouterr().out
+    )
+    words = "tiny camera --method simdistill --variant released --quirks simdistill.shared_lift"
+    camera = config_of(monkeypatch, words).detector.camera
+    assert camera.simulated_lidar and camera.lidar_depth and camera.corner_reference and not camera.shared_lift
+    assert "detector.camera.lidar_depth is true, for quirk simdistill.lidar_depth" in capsys.readouterr().out
+    words = "tiny camera --method simdistill --detector.camera.no-simulated-lidar"
+    assert not config_of(monkeypatch, words).detector.camera.simulated_lidar
+    words = "tiny camera --method simdistill --detector.camera.no-geometry-compensation --detector.fuser gated"
+    detector = config_of(monkeypatch, words).detector
+    assert not detector.camera.geometry_compensation and detector.fuser == "gated"

@@ -364,15 +364,26 @@ def test_float32_under_autocast():
         mixed = distiller(student, batch)
     for name, result in plain.items():
         assert mixed[name].value.dtype == torch.float32
-        torch.testing.assert_close(mixed[name].value, result.value)
+        torch.testing.assert_close(mixed[name].value, result.value, rtol=2e-2, atol=1e-4)  # adapters run in bfloat16
 
 
 def test_modalities():
     for teacher in ("lidar", "fusion"):
         assert build_method(DistillConfig(method="labeldistill"), "camera", teacher).name == "labeldistill"
     for student, teacher in (("lidar", "camera"), ("camera", "camera"), ("fusion", "lidar")):
-        with pytest.raises(ValueError, match=f"no path from a {teacher} teacher to a {student} student"):
-            build_method(DistillConfig(method="labeldistill"), student, teacher)
+        method = build_method(DistillConfig(method="labeldistill"), student, teacher)
+        assert all("a weight of no path of the paper" in term.source for term in method.terms)
+
+
+def test_options_are_arguments():
+    def built(**options):
+        return build_method(DistillConfig("labeldistill", options=options), "camera", "lidar")
+
+    assert [t.name for t in built(levels="1").terms] == ["label_1", "lidar_1", "response_heatmap", "response_box"]
+    assert all(t.channels is None for t in built(partition="off").terms)
+    assert [t.name for t in built(partition="off").terms] == [t.name for t in built().terms]
+    with pytest.raises(ValueError, match="option partition: 'no' is not one of on, off"):
+        built(partition="no")
 
 
 def test_an_encoder_learns_to_tell_the_head():

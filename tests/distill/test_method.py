@@ -6,7 +6,7 @@ from distill_fakes import FakeChannels, features
 from torch import nn
 
 from kdlab.config import DistillConfig
-from kdlab.distill import METHODS, Adapter, Part, Quirk, TeacherMode, TensorPath, Term, build_method
+from kdlab.distill import METHODS, Adapter, Part, Quirk, TeacherMode, TensorPath, Term, build_method, usual_teacher
 from kdlab.distill.unidistill import unidistill
 
 
@@ -162,7 +162,47 @@ def test_build_method():
     for (student, teacher), weight in paths.items():
         method = build_method(DistillConfig(), student, teacher)
         assert method.student == {student} and method.teacher == {teacher} and method.terms[0].weight == weight
-    with pytest.raises(ValueError, match="no path from a camera teacher to a camera student"):
-        build_method(DistillConfig(), "camera", "camera")
     with pytest.raises(ValueError, match=f"known: {', '.join(METHODS)}"):
         build_method(DistillConfig(method="nope"), "camera", "lidar")
+
+
+def test_methods_of_several_papers_by_name():
+    names = [{t.name for t in paper(*paper.pairs[0]).terms} for paper in METHODS.values()]
+    assert len(set.union(*names)) == sum(map(len, names))  # so that presets' scales of several methods do not clash
+    config = DistillConfig(
+        "unidistill+labeldistill",
+        variant="released",
+        quirks=("labeldistill.no_positives",),
+        scales={"feature": 0.1, "label_0": 0.5, "lidar_0": 0.2},
+        options={"levels": "0", "adapt": "on"},
+        only=("feature", "label_0", "response_box"),
+    )
+    method = build_method(config, "camera", "lidar")
+    assert method.name == "unidistill+labeldistill" and [s.name for s in method.stages] == ["label_encoder"]
+    assert {t.name: t.scale for t in method.terms} == {"feature": 0.1, "label_0": 0.5, "response_box": 1.0}
+    assert method.terms[0].adapter == "unidistill.low" and "labeldistill.no_positives" not in method.on
+    assert {"unidistill.transpose_points", "labeldistill.global_thirds"} <= method.on
+    scaled = DistillConfig("labeldistill", scales={"label_1": 0.1}, options={"levels": "0"})
+    assert "label_1" not in {t.name for t in build_method(scaled, "camera", "lidar").terms}  # a preset's, left out
+    for changes, said in (
+        ({"method": "unidistill+nope"}, "unknown method 'nope'"),
+        ({"method": "unidistill+unidistill"}, "unidistill stands there twice"),
+        ({"options": {"attention": "none"}}, "unknown option 'attention'; known: path, adapt, levels, partition"),
+        ({"only": ("x",)}, "unknown term 'x'; known: feature"),
+        ({"scales": {"x": 1.0}}, "unknown term 'x'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build_method(replace(config, **changes), "camera", "lidar")
+
+
+def test_usual_teachers():
+    assert usual_teacher("unidistill", "camera") == "lidar" and usual_teacher("unidistill", "lidar") == "camera"
+    assert usual_teacher("simdistill", "lidar") == "fusion" and usual_teacher("unidistill+simdistill", "camera") == (
+        "fusion"
+    )
+
+
+def test_every_quirk_says_what_is_meant():
+    for paper in METHODS.values():
+        for pair in paper.pairs:
+            assert all(q.means and q.what and q.evidence for q in paper(*pair).quirks)

@@ -191,6 +191,7 @@ CHANGES = {
     "simdistill.trained_fuser": set(),
     "simdistill.shared_lift": set(),
     "simdistill.corner_reference": set(),
+    "simdistill.lidar_depth": set(),
 }
 
 
@@ -209,7 +210,7 @@ def test_a_quirk_changes_what_it_should(quirk):
 
 def test_quirks_of_the_student_are_fields_of_its_config():
     fields = {q.name: q.student for q in QUIRKS if q.where == "student"}
-    assert set(fields.values()) == {"camera.shared_lift", "camera.corner_reference"}
+    assert set(fields.values()) == {"camera.shared_lift", "camera.corner_reference", "camera.lidar_depth"}
     for path in fields.values():
         part, name = path.split(".")
         assert getattr(getattr(DetectorConfig(), part), name) is False
@@ -266,6 +267,7 @@ def test_what_the_teacher_does_not_know_is_left_out():
     whole = run_terms(method, ctx)["prediction_box"].value
     with torch.no_grad():
         ctx.teacher.predictions.tasks[0].reg[:, 3::10] = math.nan
+    ctx.teacher.predictions = Predictions(ctx.teacher.predictions.tasks)  # its maps are made once
     part = run_terms(method, replace(ctx, _made={}))["prediction_box"].value
     assert part.isfinite() and 0 < part < whole
 
@@ -278,7 +280,7 @@ def test_float32_under_autocast():
         mixed = distiller(*found)
     for name, result in plainly.items():
         assert mixed[name].value.dtype == torch.float32
-        torch.testing.assert_close(mixed[name].value, result.value)
+        torch.testing.assert_close(mixed[name].value, result.value, rtol=2e-2, atol=1e-4)  # adapters run in bfloat16
 
 
 def detectors(tmp_path, **camera):
@@ -318,7 +320,7 @@ def test_gradients_reach_the_student_alone(tmp_path):
 
 
 def test_released_trains_the_teachers_fuser(tmp_path):
-    student, teacher = detectors(tmp_path, shared_lift=True, corner_reference=True)
+    student, teacher = detectors(tmp_path, shared_lift=True, corner_reference=True, lidar_depth=True)
     distiller = Distiller(simdistill("released"), student, teacher, grid=student.grid)
     batch = sensors(student.config)
     total(distiller(student(batch), batch)).backward()
@@ -351,11 +353,12 @@ def test_impossible_pairs_are_told_before_training(tmp_path):
         Distiller(simdistill(), student, wide, grid=student.grid)
 
 
-def test_modalities():
-    assert build_method(DistillConfig(method="simdistill"), "camera", "fusion").name == "simdistill"
+def test_weights_of_other_pairs_say_so():
+    assert build_method(DistillConfig(method="simdistill"), "camera", "fusion") == simdistill()
     for student, teacher in (("lidar", "fusion"), ("camera", "lidar"), ("fusion", "fusion"), ("camera", "camera")):
-        with pytest.raises(ValueError, match=f"no path from a {teacher} teacher to a {student} student"):
-            build_method(DistillConfig(method="simdistill"), student, teacher)
+        method = build_method(DistillConfig(method="simdistill"), student, teacher)
+        said = f"no path of the paper, which has no {teacher} teacher with a {student} student"
+        assert all(said in term.source for term in method.terms)
 
 
 def test_adds_up_with_other_methods():

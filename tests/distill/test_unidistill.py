@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_regions import naive_mask
 
 from kdlab.distill import Context, run_terms
-from kdlab.distill.unidistill import PATHS, unidistill
+from kdlab.distill.unidistill import PATHS, by_modality, unidistill
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Boxes3D
 
@@ -194,6 +194,23 @@ def test_value_is_map_and_what_is_off_it(variant):
     method = unidistill("L2C", variant)
     for result in run_terms(method, context(4, (4, 0), on=method.on)).values():
         torch.testing.assert_close(result.map().sum() + result.off_map, result.value, rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_beside_the_papers_paths_take_the_nearest_ones_weights():
+    for student, teacher, path in (
+        ("camera", "camera", "F2C"),
+        ("fusion", "camera", "C2L"),
+        ("lidar", "lidar", "F2L"),
+        ("fusion", "lidar", "F2L"),
+        ("fusion", "fusion", "F2L"),
+    ):
+        method = by_modality(student, teacher)
+        assert [t.weight for t in method.terms] == [t.weight for t in unidistill(path).terms]
+        assert bool(method.adapters) == (path == "C2L") and (method.student, method.teacher) == ({student}, {teacher})
+        assert all(f"weight {path}:" in t.source and "no path of the paper" in t.source for t in method.terms)
+    method = by_modality("camera", "camera", path="L2C", adapt="on")
+    assert method.terms[0].weight == 100 and method.terms[0].adapter == "unidistill.low"
+    assert by_modality("camera", "lidar") == unidistill("L2C")
 
 
 def test_unknown_path():

@@ -8,10 +8,10 @@ from model_fakes import random_batch, small_config
 from torch import Tensor
 
 from kdlab.config import DetectorConfig
+from kdlab.geometry import BEVGrid
 from kdlab.models import Detector, build_detector
 from kdlab.models.camera import camera_entries, depth_loss
 from kdlab.models.detector import first_nonfinite, named_stages
-from kdlab.presets import PRESETS
 from kdlab.sample import Boxes3D, Features
 
 MODALITIES = ("lidar", "camera", "fusion")
@@ -58,10 +58,35 @@ def test_shapes_are_those_documented(modality: str, frames: int) -> None:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_every_preset_builds(preset: str, modality: str) -> None:
-    detector = build_detector(PRESETS[preset](modality).detector)
-    assert detector.grid.shape[0] % 2 ** (len(detector.channels.stages) - 1) == 0
+def test_wider_strides_finer_pillars_and_other_necks_give_maps_of_the_same_size(modality: str) -> None:
+    config = small_config(modality, 2, neck="concatenation", channels=48, depth_channels=24, bev_blocks=1)
+    config = dataclasses.replace(
+        config,
+        lidar=dataclasses.replace(config.lidar, finer=(16, 16)),
+        bev=dataclasses.replace(config.bev, first_stride=2),
+    )
+    detector, batch = build(config), random_batch(config)
+    features = detector(batch)
+    height, width = detector.grid.shape
+    assert features.predictions is not None and features.neck is not None
+    assert features.neck.shape[-2:] == features.predictions.heatmap.shape[-2:] == (height, width)
+    assert [s.shape[-2:] for s in features.stages] == [(height // 2, width // 2), (height // 4, width // 4)]
+    if detector.lidar is not None:
+        assert detector.lidar.grid.shape == (4 * height, 4 * width)
+        assert features.lidar_bev is not None and features.lidar_bev.shape[-2:] == (height, width)
+    sum(detector.loss(features, batch).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters())
+
+
+def test_a_stride_that_does_not_fit_the_grid_is_named() -> None:
+    config = small_config("lidar")
+    with pytest.raises(ValueError, match="power of two"):
+        build(dataclasses.replace(config, bev=dataclasses.replace(config.bev, first_stride=3)))
+    odd = dataclasses.replace(
+        config, grid=BEVGrid((-16.0, 17.6), (-12.8, 12.8), 1.6), bev=dataclasses.replace(config.bev, first_stride=2)
+    )
+    with pytest.raises(ValueError, match="does not divide"):
+        build(odd)(random_batch(odd))
 
 
 def values_of(features: Features) -> list[Tensor]:
@@ -169,7 +194,7 @@ def test_missing_inputs_are_named() -> None:
     with pytest.raises(ValueError, match="image_size"):
         detector(dataclasses.replace(batch, images=batch.images[..., :32]))
     with pytest.raises(ValueError, match="frames"):
-        detector(random_batch(small_config("camera", 2)))
+        build(small_config("camera", 2))(batch)
     with pytest.raises(ValueError, match="depth_supervision"):
         detector.loss(detector(batch), dataclasses.replace(batch, depth=None))
     features = detector.encode(batch)
