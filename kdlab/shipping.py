@@ -1,4 +1,7 @@
-"""Trained weights that come with a checkout: in half precision, each for the simulated world that it was trained on."""
+"""Trained weights that come with a checkout: in half precision, each for the simulated world that it was trained on.
+
+python -m kdlab.shipping RUN=NAME ...
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from kdlab.checkpoint import RunFolder, load_run_config, replacing
+from kdlab.checkpoint import RunFolder, load_run_config, replacing, write_json
 from kdlab.config import RunConfig, save_config
-from kdlab.data.nuscenes import find_version
+from kdlab.data.nuscenes import NuScenesDataset, find_version
 from kdlab.data.simulate_config import SimulationConfig
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 """Shipped weights, in a checkout."""
 
-LOGS = ("losses.csv", "metrics.json", "versions.json", "cost.json", "gate.json")
-"""What goes with them, as far as it is there."""
+LOGS = ("losses.csv", "metrics.json", "cost.json")
+"""What goes with them as it is, as far as it is there."""
 
 LIMIT = 4e6
-"""Bytes that a shipped file may have."""
+"""Bytes that a shipped file of weights may have."""
 
 
 def weights_of(name: str, world: SimulationConfig | str) -> Path:
@@ -54,6 +57,8 @@ def world_of(root: Path | str, version: str | None = None) -> str:
 def ship(run: Path | str, name: str) -> Path:
     """Write a finished run's networks, in half precision, with its logs to the `weights_of` its world.
 
+    What was shipped there before is replaced as a whole, and stays where anything is wrong.
+
     Args:
         run: run folder, on a simulated world that is still where it was.
         name: what it is called there.
@@ -63,25 +68,51 @@ def ship(run: Path | str, name: str) -> Path:
 
     Raises:
         FileNotFoundError: no run or no data set.
-        ValueError: the run is not finished, its world is no simulated one, a file is larger than `LIMIT`.
+        ValueError: the run is not finished; its world is no simulated one, or another than it was trained on; a file is
+            larger than `LIMIT`, or holds what half precision cannot.
     """
     source = RunFolder(Path(run))
     config = load_run_config(source.path)
     if not source.finished:
         raise ValueError(f"{source.path} is not finished; run its `kdlab train` again to go on")
-    to = RunFolder(weights_of(name, world_of(config.data.root, config.data.version)))
-    _copy(source, to, config)
-    for stage in sorted((source.path / "stages").glob("*")):
-        _copy(RunFolder(stage), RunFolder(to.path / "stages" / stage.name), None)
-    return to.path
+    made = json.loads(source.versions.read_text())
+    dataset = NuScenesDataset(config.data.root, config.data.version, config.data.train, images=False, points=False)
+    if made["data"] != dataset.digest:
+        raise ValueError(f"{source.path} was trained on another data set than lies at {config.data.root} now")
+    to = weights_of(name, world_of(config.data.root, config.data.version))
+    part = to.with_name(f".{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _copy(source, RunFolder(part))
+        save_config(_portable(config), RunFolder(part).config)
+        write_json(RunFolder(part).versions, {key: value for key, value in made.items() if key != "command"})
+        for stage in sorted((source.path / "stages").glob("*")):
+            _copy(RunFolder(stage), RunFolder(part / "stages" / stage.name))
+        shutil.rmtree(to, ignore_errors=True)
+        part.rename(to)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return to
 
 
-def _copy(source: RunFolder, to: RunFolder, config: RunConfig | None) -> None:
-    to.path.mkdir(parents=True, exist_ok=True)
-    if config is not None:
-        save_config(
-            replace(config, data=replace(config.data, root="data/sim", version=None, image_cache="")), to.config
-        )
+def _portable(config: RunConfig) -> RunConfig:
+    """Without paths of this machine."""
+    data = replace(config.data, root="data/sim", version=None, image_cache="")
+    distill = config.distill and replace(config.distill, teacher=_below(config.distill.teacher), cache="")
+    train = replace(config.train, camera_start=_below(config.train.camera_start))
+    return replace(config, data=data, distill=distill, train=train)
+
+
+def _below(path: str) -> str:
+    """A path relative to the working folder; of one that lies elsewhere, its name."""
+    absolute = Path(path).resolve()
+    if not path or absolute.is_relative_to(Path.cwd()):
+        return path and str(absolute.relative_to(Path.cwd()))
+    return absolute.name
+
+
+def _copy(source: RunFolder, to: RunFolder) -> None:
+    to.path.mkdir(parents=True)
     for log in LOGS:
         if (source.path / log).exists():
             shutil.copy(source.path / log, to.path / log)
@@ -92,11 +123,12 @@ def _copy(source: RunFolder, to: RunFolder, config: RunConfig | None) -> None:
 
 def _halve(source: Path, to: Path) -> None:
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(source).items()}
+    wrong = next((name for name, t in tensors.items() if not t.isfinite().all()), None)
+    if wrong is not None:
+        raise ValueError(f"{source}: {wrong} is not finite in half precision")
     size = sum(t.nbytes for t in tensors.values())
     if size > LIMIT:
-        raise ValueError(
-            f"{source}: {size / 1e6:.1f} MB in half precision, more than the {LIMIT / 1e6:.0f} MB that are shipped"
-        )
+        raise ValueError(f"{source}: {size / 1e6:.1f} MB in half precision; at most {LIMIT / 1e6:.0f} MB are shipped")
     with replacing(to) as part:
         save_file(tensors, part)
 

@@ -261,6 +261,8 @@ def _cost_line(found: Report, change: str) -> list[str]:
         "test_seconds": "time at test",
         "test_memory_mb": "memory at test",
         "test_parameters": "parameters at test",
+        "train_gflop": "operations of a step",
+        "test_gflop": "operations at test",
     }
     parts, same = [], []
     for metric, word in words.items():

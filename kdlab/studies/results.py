@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,12 @@ import pandas as pd
 
 from kdlab.checkpoint import RunFolder, load_run_config, replacing
 from kdlab.config import config_hash
-from kdlab.cost import read_cost
+from kdlab.cost import Cost, read_cost
 from kdlab.evaluate import TP_ERRORS, Metrics, load_metrics
 from kdlab.runs import run_state, shared_split
 from kdlab.sample import CLASSES
 from kdlab.studies.attempt import RUN as TRIAL
+from kdlab.studies.flops import gflop
 from kdlab.studies.load import PLAN
 from kdlab.studies.plan import BASE
 from kdlab.studies.status import stale
@@ -56,9 +57,10 @@ def collect(study: Study | Path | str, split: str | None = None) -> pd.DataFrame
     Returns:
         One row per trial that is trained and scored: change, reference (the change that it is judged against), seed,
         split; mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE, "AP CLASS" of classes with ground truth; costs (columns of
-        `kdlab.cost.Cost`); config_hash, run_hash (in the folder's name), kdlab, torch, python, device, threads,
-        precision, wanted_precision (of the config), data (digest of the data set scored on), train_data, teacher
-        (digest), teacher_run, pretrained, command (that ran), folder. What was not measured is NaN or None.
+        `kdlab.cost.Cost` and `kdlab.studies.flops.gflop`); config_hash, run_hash (in the folder's name), kdlab, torch,
+        python, device, threads, precision, wanted_precision (of the config), data (digest of the data set scored on),
+        train_data, teacher (digest), teacher_run, pretrained, command (that ran), folder. What was not measured is NaN
+        or None.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -125,7 +127,8 @@ def _row(trial: _Planned, metrics: Metrics) -> dict[str, Any]:
         "seed": config.train.seed,
         "split": metrics.split,
         **_scores(metrics),
-        **{name: math.nan if cost is None else _number(getattr(cost, name)) for name in COSTS},
+        **{f.name: math.nan if cost is None else _number(getattr(cost, f.name)) for f in fields(Cost)},
+        **gflop(config),
         "config_hash": config_hash(config),
         "run_hash": trial.folder.name.rpartition("-")[2],
         **{name: made.get(name) for name in VERSIONS},

@@ -27,7 +27,10 @@ ERRORS = ("mATE", "mASE", "mAOE", "mAVE", "mAAE")
 MEASURED = ("train_seconds", "train_memory_mb", "test_seconds", "test_memory_mb")
 """Costs that depend on the machine: runs of one device and number of threads alone are compared."""
 
-COSTS = (*MEASURED[:2], "train_parameters", "teacher_parameters", *MEASURED[2:], "test_parameters")
+OPERATIONS = ("train_gflop", "test_gflop")
+"""Costs that follow from a config, see `kdlab.studies.flops`."""
+
+COSTS = (*MEASURED[:2], "train_parameters", "teacher_parameters", *MEASURED[2:], "test_parameters", *OPERATIONS)
 
 WORTH = {"mAP": 0.005, "NDS": 0.005, "mATE": 0.01, "mASE": 0.01, "mAOE": 0.02, "mAVE": 0.02, "mAAE": 0.01}
 """Smallest difference worth having, in the metric's unit."""

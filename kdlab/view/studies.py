@@ -32,6 +32,8 @@ COST_NAMES = {
     "test_seconds": "time at test (s per sample)",
     "test_memory_mb": "memory at test (MB)",
     "test_parameters": "parameters at test",
+    "train_gflop": "operations of a training step (GFLOP per sample)",
+    "test_gflop": "operations at test (GFLOP per sample)",
 }
 """Costs that are drawn against quality."""
 
