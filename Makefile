@@ -10,7 +10,7 @@ STAMP := .venv/.kdlab-setup
 PEERS_STAMP := .venv-bench/.kdlab-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lab bench peers lint lock clean
+.PHONY: help setup demo test slow lab bench peers weights lint lock clean
 
 help:
 	@echo "make setup   install into .venv (every other target does it too)"
@@ -20,6 +20,7 @@ help:
 	@echo "make slow    the slow tests"
 	@echo "make bench   the benchmarks beside what is installed, one table; PEERS=1: beside all peers"
 	@echo "make peers   install the peers into .venv-bench (two compilations, about 25 minutes)"
+	@echo "make weights everything in data/weights, from nothing (hours)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make lock    write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)"
 	@echo "make clean   remove .venv and caches"
@@ -50,6 +51,9 @@ peers: $(PEERS_STAMP)
 
 $(PEERS_STAMP): scripts/bench_peers.sh | $(STAMP)
 	@PYTHON="$(PYTHON)" sh scripts/bench_peers.sh "$@"
+
+weights: $(STAMP)
+	sh scripts/weights.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,12 +3,14 @@
 A file per sample and draw holds the tensors that the runs' terms name, channels last. bfloat16 stays as it is. float32
 becomes float16 (relative error at most 2**-11, absolute 2**-25); it stays float32 where a value is greater than 65504,
 and in heat maps, since terms ask whether a score is above a threshold. What a run sees is always the stored form, also
-in the step that makes it: so it does not matter when a run was killed, or which run made an entry.
+in the step that makes it: so a kill changes nothing, and to that tolerance it does not matter which run made an entry
+(another batch size may round otherwise).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -38,7 +40,9 @@ RESERVE = 2**30
 """Bytes of disk space that stay free."""
 STALE = 24 * 3600
 """Age in seconds at which an unfinished file counts as left behind by a process that was killed."""
+_DATA = ("augment", "batch", "files", "image_cache", "nuscenes", "tables", "tables_json")
 _FORMAT = 1  # raise it when entries of before must not be read any more
+_CODE = ("models/*.py", "geometry.py", "sample.py", "precision.py", *(f"data/{name}.py" for name in _DATA))
 _log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
@@ -88,6 +92,16 @@ class Side:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+@functools.cache
+def code_digest() -> str:
+    """Identity of the code between a data set's files and a frozen network's features, hexadecimal."""
+    digest = hashlib.sha256()
+    for pattern in _CODE:
+        for path in sorted(Path(__file__).parent.glob(pattern)):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def sides(config: RunConfig, distiller: Distiller, data: str, device: torch.device) -> list[Side]:
     """The frozen networks that a run's terms name.
 
@@ -104,6 +118,8 @@ def sides(config: RunConfig, distiller: Distiller, data: str, device: torch.devi
     common = {
         "format": _FORMAT,
         "kdlab": versions()["kdlab"],
+        "code": code_digest(),
+        "device": device.type,
         "data": data,
         "seed": config.train.seed,
         "precision": resolve(config.train.precision, device),
@@ -210,14 +226,17 @@ class FeatureCache:
 
     def missing(self, keys: Sequence[Key]) -> int:
         """How many entries of these samples and draws are missing or lack a tensor, over all networks."""
-        return sum(not self._names(side, key) >= set(side.paths.values()) for side in self.sides for key in keys)
+        return sum(self._lacking(side, keys) for side in self.sides)
 
-    def prepare(self, keys: Sequence[Key], entry: Callable[[], int]) -> tuple[bool, str]:
+    def _lacking(self, side: Side, keys: Sequence[Key]) -> int:
+        return sum(not self._names(side, key) >= set(side.paths.values()) for key in keys)
+
+    def prepare(self, keys: Sequence[Key], entry: Callable[[], Mapping[str, int]]) -> tuple[bool, str]:
         """Make sure, before a training, that its entries can be stored.
 
         Args:
             keys: what the training shows.
-            entry: measures the bytes of one sample's entries.
+            entry: measures the bytes of one sample's entries by network.
 
         Returns:
             Whether all is there already, and one line for the user.
@@ -225,7 +244,8 @@ class FeatureCache:
         Raises:
             ValueError: the folder cannot be written, or there is not enough disk space.
         """
-        count, missing = len(keys) * len(self.sides), self.missing(keys)
+        lacking = {side.name: self._lacking(side, keys) for side in self.sides}
+        count, missing = len(keys) * len(self.sides), sum(lacking.values())
         what = f"feature cache {self.folder}: {count - missing} of {count} entries are there"
         if not missing:
             return True, f"{what}; the teacher is not run"
@@ -239,8 +259,9 @@ class FeatureCache:
             ) from error
         self._sweep()
         each = entry()
-        needed, free = each * missing // len(self.sides), shutil.disk_usage(self.folder).free
-        what += f"; in all they take {_size(each * len(keys))}"
+        needed = sum(each[name] * number for name, number in lacking.items())
+        free = shutil.disk_usage(self.folder).free
+        what += f"; in all they take {_size(sum(each.values()) * len(keys))}"
         if needed > free - RESERVE:
             raise ValueError(
                 f"{what}, {_size(needed)} of it still to be written, but only {_size(free)} are free there, of which "
@@ -248,13 +269,13 @@ class FeatureCache:
             )
         return False, f"{what}, {_size(needed)} of it still to be written"
 
-    def measure(self, batch: Batch, run: Callable[[str, Batch], Features], precision: str) -> int:
-        """Bytes of one sample's entries: the networks run on a batch of one."""
-        size = 0
+    def measure(self, batch: Batch, run: Callable[[str, Batch], Features], precision: str) -> dict[str, int]:
+        """Bytes of one sample's entry by network: they run on a batch of one."""
+        size = {}
         with autocast(batch.boxes.values.device, precision):
             for side in self.sides:
                 made = _compact(side, run(side.name, batch))
-                size += sum(_stored(name, value[0]).nbytes for name, value in made.items())
+                size[side.name] = sum(_stored(name, value[0]).nbytes for name, value in made.items())
         return size
 
     def _place(self, side: Side, key: Key) -> Path:

@@ -6,6 +6,7 @@ Files that a later process relies on are written whole under another name and th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -109,6 +110,11 @@ class RunFolder:
         """Whether the training has ended."""
         return self.weights.exists()
 
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify the weights, of a finished run."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -155,19 +161,26 @@ def command() -> str:
 def write_versions(folder: RunFolder, made: Mapping[str, str]) -> None:
     """Store what a run is made with, or check that a run that goes on is made with the same.
 
-    The command is the one that began the run.
+    The command is the one that began the run; so is the camera start where it is not read again.
 
     Raises:
-        ValueError: precision, teacher or data set are others than when the run was begun.
+        ValueError: precision, teacher, camera start or data set are others than when the run was begun.
     """
     before = json.loads(folder.versions.read_text()) if folder.versions.exists() else {}
-    for key, what in (("precision", "precision"), ("teacher", "a teacher of digest"), ("data", "a data set of digest")):
+    kept = {key: before[key] for key in ("camera_start", "command") if key in before}
+    made = {"command": command(), **kept, **made}
+    for key, what in (
+        ("precision", "precision"),
+        ("teacher", "a teacher of digest"),
+        ("camera_start", "a camera start of digest"),
+        ("data", "a data set of digest"),
+    ):
         if key in before and before[key] != made.get(key):
             raise ValueError(
                 f"{folder.path} was begun with {what} {before[key][:12]}, which is {made.get(key, 'none')[:12]} now; "
                 "give another --out"
             )
-    write_json(folder.versions, {**made, "command": before.get("command", command())})
+    write_json(folder.versions, made)
 
 
 def differing_key(old: Any, new: Any, where: str = "") -> str | None:
@@ -281,6 +294,11 @@ def load_run_config(run: Path | str) -> RunConfig:
     return _part(RunConfig, run)
 
 
+def load_detector_config(run: Path | str) -> DetectorConfig:
+    """The config of a run folder's detector, or of an exported one's; errors as `load_run_config`."""
+    return _part(DetectorConfig, run, "detector")
+
+
 def _part(kind: type[C], run: Path | str, key: str | None = None) -> C:
     """A run folder's config.json, or the part of it under a key."""
     folder = RunFolder(Path(run))
@@ -311,7 +329,7 @@ def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detect
     """
     from kdlab.models.detector import build_detector
 
-    config, folder = _part(DetectorConfig, run, "detector"), RunFolder(Path(run))
+    config, folder = load_detector_config(run), RunFolder(Path(run))
     if not folder.finished:
         raise FileNotFoundError(
             f"{folder.path}: the run is not finished (no {folder.weights.name}); run its `kdlab train` again to go on"
@@ -323,24 +341,14 @@ def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detect
 
 
 def start_camera(detector: Detector, run: Path | str) -> None:
-    """Copy the camera branch of a trained detector; what the trained one lacks, such as simulated LiDAR, stays fresh.
+    """Copy a trained camera branch that fits (`kdlab.pairing`); what it lacks, such as simulated LiDAR, stays.
 
     Raises:
         FileNotFoundError: no such run, or its training has not ended.
-        ValueError: a side has no cameras, or the branches are built differently; the message names the first tensor.
     """
     source = load_detector(run).camera
-    if source is None or detector.camera is None:
-        raise ValueError(f"train.camera_start: {run if source is None else 'the trained detector'} has no cameras")
-    ours, theirs = detector.camera.state_dict(), source.state_dict()
-    for name, value in theirs.items():
-        if name not in ours or ours[name].shape != value.shape:
-            here = tuple(ours[name].shape) if name in ours else "missing"
-            raise ValueError(
-                f"train.camera_start: camera.{name} is {tuple(value.shape)} in {run} and {here} in the detector; "
-                "build both camera branches alike"
-            )
-    detector.camera.load_state_dict({**ours, **theirs})
+    assert source is not None and detector.camera is not None
+    detector.camera.load_state_dict({**detector.camera.state_dict(), **source.state_dict()})
 
 
 def save_state(folder: RunFolder, state: Mapping[str, Any]) -> None:

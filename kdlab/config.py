@@ -207,7 +207,7 @@ class TrainConfig:
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
     camera_lr: float = 1.0
-    """Factor on the learning rate of the camera branch."""
+    """Factor on the learning rate of the camera branch, up to each frame's BEV map."""
     schedule: Literal["one-cycle", "steps"] = "one-cycle"
     """one-cycle: a cosine up and one down; steps: constant, a tenth after each of the milestones."""
     warm_up: float = 0.3

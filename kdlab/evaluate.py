@@ -67,18 +67,16 @@ class Found:
 def predict(
     detector: Detector,
     batches: Iterable[Batch],
-    modality: Modality,
     precision: str = "fp32",
     watch: Stopwatch | None = None,
 ) -> list[Found]:
     """Run a detector over batches and collect what it finds.
 
-    A camera detector gets ``batch.images_only()``: it cannot see points, depth or boxes.
+    It gets what it may see at test time, see `Detector.seen`: of a camera detector neither points, depth nor boxes.
 
     Args:
         detector: put into eval mode for the time; stays on its device.
         batches: without augmentation.
-        modality: the detector's sensors.
         precision: as in `TrainConfig.precision`.
         watch: times the detector alone.
     """
@@ -87,7 +85,7 @@ def predict(
     detector.eval()
     try:
         for batch in batches:
-            seen = (batch.images_only() if modality == "camera" else batch).to(device)
+            seen = detector.seen(batch).to(device)
             with watch.batch(seen.size) if watch is not None else contextlib.nullcontext():
                 with autocast(device, precision):
                     features = detector(seen)
@@ -330,7 +328,7 @@ def evaluate_run(
     folder, watch = RunFolder(Path(out or run)), Stopwatch(detector)
     read_stored(folder.metrics)  # what the result will be added to: a damaged file is said before the work
     with contextlib.closing(evaluation_loader(config, root, split, version, workers=workers)) as loader:
-        found = predict(detector, loader.epoch(0), config.detector.sensors, config.train.precision, watch)
+        found = predict(detector, loader.epoch(0), config.train.precision, watch)
     watch.store(folder.path)
     write_results(folder.path / f"results_{split}.json", found, config.detector.sensors)
     metrics = (scorer or Scorer(root, version)).score(found, split).metrics

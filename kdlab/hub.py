@@ -180,7 +180,7 @@ def _header(name: str, config: RunConfig, metrics: Mapping[str, Metrics]) -> str
         for split, found in metrics.items()
         for kind, title, value in (("mean_ap", "mAP", found.mean_ap), ("nd_score", "NDS", found.nd_score))
     ]
-    tags = ["3d-object-detection", "birds-eye-view", "nuscenes", config.detector.modality]
+    tags = ["3d-object-detection", "birds-eye-view", "nuscenes", config.detector.sensors]
     if config.distill is not None:
         tags += ["knowledge-distillation", config.distill.method]
     card = ModelCardData(

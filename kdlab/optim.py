@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import torch
 from torch import nn
@@ -12,8 +13,8 @@ from kdlab.config import TrainConfig
 
 WARM_UP = 0.3
 """Share of the steps in which a one-cycle's learning rate rises, where a config does not say."""
-CAMERA = "camera."
-"""In the names of the camera branch's parameters."""
+CAMERA = re.compile(r"(student\.)?camera\.(?!temporal\.)")
+"""How names of the camera branch's parameters begin, in a detector and in its training."""
 
 
 def learning_rate(step: int, steps: int, peak: float, warm_up: float = WARM_UP) -> float:
@@ -46,6 +47,20 @@ def stepped_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.lr * (1e-3 + (1 - 1e-3) * rise) * 0.1**passed
 
 
+def check_schedule(config: TrainConfig) -> None:
+    """See that a training reaches the milestones of its schedule.
+
+    Raises:
+        ValueError: it ends before.
+    """
+    late = [epoch for epoch in config.milestones if epoch >= config.epochs]
+    if config.schedule == "steps" and late:
+        raise ValueError(
+            f"train.milestones: the learning rate is to fall after epoch {late[0]}, but train.epochs is "
+            f"{config.epochs}; give earlier --train.milestones, or none, or more epochs"
+        )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, config: TrainConfig) -> float:
     """Give an optimiser of `adamw` its learning rates for a step; returns that of all but the camera branch."""
     if config.schedule == "steps":
@@ -68,7 +83,7 @@ def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         wanted = [
             p
             for name, p in module.named_parameters()
-            if p.requires_grad and (config.camera_lr == 1.0 or (CAMERA in name) == own)
+            if p.requires_grad and (config.camera_lr == 1.0 or bool(CAMERA.match(name)) == own)
         ]
         share = {"factor": factor} if own else {}
         groups.append({"params": [p for p in wanted if p.ndim > 1], "weight_decay": config.weight_decay, **share})

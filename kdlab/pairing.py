@@ -9,12 +9,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import init_empty_weights
+
 from kdlab.cache import check_cache
-from kdlab.checkpoint import RunFolder, load_run_config
+from kdlab.checkpoint import RunFolder, load_detector_config, load_run_config
 from kdlab.config import DetectorConfig, DistillConfig, Modality, RunConfig
 from kdlab.distill import Method, TensorPath, build_method, papers, usual_teacher
 from kdlab.distill.distiller import agree, check
-from kdlab.models.detector import channels_of
+from kdlab.models.detector import build_detector, channels_of
 from kdlab.models.labels import label_channels
 from kdlab.presets import distilled
 
@@ -86,21 +89,55 @@ def check_teacher(config: RunConfig) -> None:
     check_pair(config, teacher)
 
 
+def check_camera_start(config: RunConfig) -> None:
+    """See that the run that ``train.camera_start`` names is there and fits; nothing to do where it names none.
+
+    Raises:
+        FileNotFoundError: no such run, or its training has not ended.
+        ValueError: a side has no cameras, or the branches are built differently; the message names the first tensor.
+    """
+    run = config.train.camera_start
+    if not run:
+        return
+    try:
+        other = load_detector_config(run)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"train.camera_start: {error}") from error
+    if not RunFolder(Path(run)).finished:
+        raise FileNotFoundError(f"train.camera_start: the run {run} is not finished; run its `kdlab train` again")
+    with torch.random.fork_rng(devices=[]), init_empty_weights():
+        ours, theirs = (build_detector(side, load_pretrained=False).camera for side in (config.detector, other))
+    if ours is None or theirs is None:
+        raise ValueError(f"train.camera_start: {run if theirs is None else 'the trained detector'} has no cameras")
+    held = ours.state_dict()
+    for name, value in theirs.state_dict().items():
+        if name not in held or held[name].shape != value.shape:
+            here = tuple(held[name].shape) if name in held else "missing"
+            raise ValueError(
+                f"train.camera_start: camera.{name} is {tuple(value.shape)} in {run} and {here} in the detector; "
+                "build both camera branches alike"
+            )
+
+
 def check_pair(config: RunConfig, teacher: RunConfig) -> None:
     """See that both sides have what a distillation compares, any pair that has goes; and that its cache is possible.
 
     Raises:
-        ValueError: they want one sensor in different forms, a term names a tensor that a side lacks, widths or cells
-            differ and no adapter stands between, the student is not built as a quirk says, or features cannot be kept.
+        ValueError: they want one sensor in different forms, no term is left, a term names a tensor that a side lacks,
+            widths or cells differ and no adapter stands between, the student is not built as a quirk says, the teacher
+            has not what is copied from it or trained in it, or features cannot be kept.
     """
     sensors_of(config, teacher)
     method = method_for(config, teacher.detector.modality)
+    if not method.active:
+        raise ValueError(f"{method.name} compares nothing: no term is left that counts; train without a method instead")
     sides = {"student": channels_of(config.detector), "teacher": channels_of(teacher.detector)}
     if method.stages:
         sides["labels"] = label_channels(teacher.detector.bev.stages)
     check(method, sides)
     agree(method, config.detector)
-    problems = list(_cells_differ(method, config.detector, teacher.detector))
+    sought = (_cells_differ, _start_differs, _parts_missing)
+    problems = [text for found in sought for text in found(method, config.detector, teacher.detector)]
     if problems:
         raise ValueError("\n".join(problems))
     check_cache(config, method)
@@ -190,6 +227,34 @@ def _cells_differ(method: Method, student: DetectorConfig, teacher: DetectorConf
                 f"has {theirs[0]} x {theirs[1]}; build both on one grid (detector.grid, detector.bev.stages), or go "
                 f"without the term: --weights {term.name} 0"
             )
+
+
+_SHAPED_BY = {"head.tasks": ("head.channels", "head.branch")}
+"""Fields of a detector's config that shape a module which a student may start from."""
+
+
+def _start_differs(method: Method, student: DetectorConfig, teacher: DetectorConfig) -> Iterator[str]:
+    for start in method.start:
+        for name in _SHAPED_BY[start.module]:
+            ours, theirs = (attrgetter(name)(side) for side in (student, teacher))
+            if ours != theirs:
+                yield (
+                    f"{method.name}: {start.module} cannot be copied from the teacher: detector.{name} is {theirs} "
+                    f"there and {ours} in the student; build both alike, or go without the copy: {start.without}"
+                )
+
+
+def _parts_missing(method: Method, _: DetectorConfig, teacher: DetectorConfig) -> Iterator[str]:
+    widths = channels_of(teacher)
+    there = {"fuser": bool(widths.camera_bev and widths.lidar_bev)}
+    for quirk in method.quirks:
+        mode = quirk.teacher_mode if quirk.name in method.on else None
+        for part in mode.trainable if mode is not None else ():
+            if not there[part]:
+                yield (
+                    f"{method.name}: quirk {quirk.name} trains the teacher's {part}, but this {teacher.modality} "
+                    f"teacher has none; flip the quirk: --quirks {quirk.name}"
+                )
 
 
 def _cells(text: str, config: DetectorConfig) -> tuple[int, int]:

@@ -6,9 +6,8 @@ P points.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -296,15 +295,25 @@ class Predictions:
         maps = zip(heatmap.split([len(task) for task in TASKS], 1), regression.chunk(len(TASKS), 1), strict=True)
         return cls(tuple(TaskPrediction(heat, *boxes.split((2, 1, 3, 2, 2), 1)) for heat, boxes in maps))
 
-    @cached_property
+    @property
     def heatmap(self) -> Tensor:
         """Class logits [B, 10, H, W] in class order."""
-        return torch.cat([t.heatmap for t in self.tasks], 1)
+        return self._joined("_heatmap", lambda: [t.heatmap for t in self.tasks])
 
-    @cached_property
+    @property
     def regression(self) -> Tensor:
         """Regression maps [B, 10 x tasks, H, W], task after task."""
-        return torch.cat([t.regression() for t in self.tasks], 1)
+        return self._joined("_regression", lambda: [t.regression() for t in self.tasks])
+
+    def _joined(self, name: str, parts: Callable[[], list[Tensor]]) -> Tensor:
+        kept: Tensor | None = self.__dict__.get(name)
+        if kept is not None:
+            return kept
+        joined = torch.cat(parts(), 1)
+        # What was joined while gradients were off is cut from the tasks' graph: a loss must not find it later.
+        if joined.requires_grad or not any(getattr(t, f.name).requires_grad for t in self.tasks for f in fields(t)):
+            self.__dict__[name] = joined
+        return joined
 
 
 @dataclass

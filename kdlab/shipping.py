@@ -27,6 +27,9 @@ LOGS = ("losses.csv", "metrics.json", "cost.json")
 LIMIT = 4e6
 """Bytes that a shipped file of weights may have."""
 
+ADAPTERS = 2e6
+"""Adapters of more bytes than this, in full precision, stay behind: all that is shipped is to be below 25 MB."""
+
 
 def weights_of(name: str, world: SimulationConfig | str) -> Path:
     """Where a network that was trained on a world is shipped, if it is.
@@ -116,9 +119,9 @@ def _copy(source: RunFolder, to: RunFolder) -> None:
     for log in LOGS:
         if (source.path / log).exists():
             shutil.copy(source.path / log, to.path / log)
-    for weights, smaller in ((source.distiller, to.distiller), (source.weights, to.weights)):
-        if weights.exists():
-            _halve(weights, smaller)
+    _halve(source.weights, to.weights)
+    if source.distiller.exists() and source.distiller.stat().st_size < ADAPTERS:
+        _halve(source.distiller, to.distiller)
 
 
 def _halve(source: Path, to: Path) -> None:

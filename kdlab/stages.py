@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdlab.checkpoint import RunFolder, load_weights, save_weights
-from kdlab.config import AugmentConfig, RunConfig
+from kdlab.config import AugmentConfig, RunConfig, TrainConfig
 from kdlab.cost import parameters, training_cost, write_cost
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
@@ -23,6 +23,7 @@ from kdlab.evaluate import Scorer, load_metrics, predict, store_metrics
 from kdlab.loop import Loop
 from kdlab.metrics.metrics import Metrics
 from kdlab.models.norm import sync_batchnorm
+from kdlab.optim import WARM_UP
 from kdlab.precision import autocast
 from kdlab.sample import Batch
 
@@ -95,6 +96,26 @@ def run_stages(
     return networks
 
 
+def setting_of(stage: Stage, run: TrainConfig, epochs: int = 0) -> TrainConfig:
+    """How a stage is trained: by its own schedule, of the run's kind; all else but the optimiser is as in the run.
+
+    Args:
+        stage: gives length, learning rate, weight decay and milestones.
+        run: of the student.
+        epochs: in place of the stage's, whose milestones move along; 0: the stage's.
+    """
+    epochs = epochs or stage.epochs
+    return replace(
+        run,
+        epochs=epochs,
+        lr=stage.lr,
+        warm_up=0.0 if run.schedule == "steps" else WARM_UP,
+        milestones=tuple(epoch * epochs // stage.epochs for epoch in stage.milestones),
+        weight_decay=stage.weight_decay,
+        ema=0.0,
+    )
+
+
 def _run(
     stage: Stage,
     network: nn.Module,
@@ -114,13 +135,7 @@ def _run(
         training = StageTraining(stage, network, teacher, method.on, config.train.precision)
         if accelerator.num_processes > 1:
             sync_batchnorm(training)
-        setting = replace(
-            config.train,
-            epochs=config.distill.stage_epochs or stage.epochs,
-            lr=stage.lr,
-            weight_decay=stage.weight_decay,
-            ema=0.0,
-        )
+        setting = setting_of(stage, config.train, config.distill.stage_epochs)
         if show and main:
             print(f"{stage.name}: {stage.what}; {parameters(network):,} parameters", flush=True)
         loop = Loop(training, _boxes(config, accelerator), setting, folder, accelerator, title=stage.name, show=show)
@@ -165,7 +180,7 @@ def _gate(detector: nn.Module, config: RunConfig, folder: RunFolder) -> str:
         stored = load_metrics(folder.path)
         if split not in stored:
             batches = _boxes(config).epoch(0)
-            found = predict(cast("Detector", detector), batches, "lidar", config.train.precision)
+            found = predict(cast("Detector", detector), batches, config.train.precision)
             metrics = Scorer(config.data.root, config.data.version).score(found, split).metrics
             store_metrics(folder.metrics, split, metrics)
             stored = {split: metrics}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,10 @@ from kdlab.distill import Distiller, copy_start
 from kdlab.gradients import Gradients
 from kdlab.loop import Interrupted, Loop, OnStep
 from kdlab.models import Detector, build_detector
+from kdlab.models.detector import channels_of
 from kdlab.models.norm import sync_batchnorm
-from kdlab.pairing import check_teacher, method_for, sensors_of
+from kdlab.optim import check_schedule
+from kdlab.pairing import check_camera_start, check_teacher, method_for, sensors_of
 from kdlab.precision import autocast, resolve
 from kdlab.sample import Batch
 from kdlab.stages import run_stages
@@ -123,7 +124,7 @@ def train(
         The run folder, with detector.safetensors.
 
     Raises:
-        FileNotFoundError: no data set or no teacher.
+        FileNotFoundError: no data set, no teacher, or no run to start the camera branch from.
         ValueError: the folder holds another config, or the config does not fit data, teacher or feature cache.
         RuntimeError: a loss is not finite.
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -131,9 +132,10 @@ def train(
     folder = RunFolder(Path(out))
     accelerator = _accelerator(config, cpu)
     if accelerator.is_main_process:
+        if not (resume and folder.finished):
+            _check(config, started=resume and folder.checkpoint.exists())
         if not resume:
             discard(folder)
-        check_teacher(config)
         open_run(folder, config)
     accelerator.wait_for_everyone()
     if folder.finished:
@@ -145,11 +147,11 @@ def train(
     run = _Run(config, folder, accelerator, resume, progress, on_step)
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        loader = _loader(run)
+        loader = _loader(run, keep_images=config.distill is None or not config.distill.cache)
         _write_versions(run, loader)
         torch.manual_seed(config.train.seed)
         student = build_detector(config.detector).to(memory_format=torch.channels_last).to(accelerator.device)
-        if config.train.camera_start:
+        if config.train.camera_start and not folder.checkpoint.exists():
             start_camera(student, config.train.camera_start)
         distiller = _distiller(run, student) if config.distill is not None else None
         loader, cache = _cached(run, loader, distiller)
@@ -157,6 +159,15 @@ def train(
             _train(run, loader, student, distiller, cache)
     accelerator.wait_for_everyone()
     return folder.path
+
+
+def _check(config: RunConfig, started: bool) -> None:
+    """See that a run can go on, before anything of its folder is made or removed; errors as `train`."""
+    check_schedule(config.train)
+    channels_of(config.detector)
+    check_teacher(config)
+    if not started:  # a checkpoint holds what was copied
+        check_camera_start(config)
 
 
 def _train(
@@ -207,7 +218,10 @@ def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
 
 
 def _cached(run: _Run, loader: Loader, distiller: Distiller | None) -> tuple[Loader, FeatureCache | None]:
-    """The feature cache that a config asks for, and what loads the batches: without the teacher's sensors if it can."""
+    """The feature cache that a config asks for, and what loads the batches: without the teacher's sensors if it can.
+
+    The given loader is only asked what it would show: it reserves no room for images that are not read in the end.
+    """
     config, device = run.config, run.accelerator.device
     if distiller is None or config.distill is None or not config.distill.cache:
         return loader, None
@@ -215,16 +229,16 @@ def _cached(run: _Run, loader: Loader, distiller: Distiller | None) -> tuple[Loa
     tokens, shown = loader.dataset.tokens, loader.shown(config.train.epochs)
     cache = FeatureCache(config.distill.cache, sides(config, distiller, loader.dataset.digest, device))
 
-    def entry() -> int:
+    def entry() -> dict[str, int]:
         return cache.measure(loader.single(*shown[0]).to(device), distiller.run, config.train.precision)
 
     complete, text = cache.prepare([(tokens[index], draw) for index, draw in shown], entry)
     if run.progress and run.accelerator.is_main_process:
         print(text, flush=True)
-    return (_loader(run, cache) if complete else loader), cache
+    return _loader(run, cache if complete else None), cache
 
 
-def _loader(run: _Run, stored: FeatureCache | None = None) -> Loader:
+def _loader(run: _Run, stored: FeatureCache | None = None, keep_images: bool = True) -> Loader:
     """Batches for student and teacher; for the student alone where what the terms want of the teacher is stored."""
     config, camera = run.config, run.config.detector.camera
     teacher = load_run_config(config.distill.teacher) if config.distill is not None and stored is None else None
@@ -240,7 +254,7 @@ def _loader(run: _Run, stored: FeatureCache | None = None) -> Loader:
         sweeps=seen.sweeps,
         images=seen.images,
         points=seen.points,
-        image_cache=data.image_cache,
+        image_cache=data.image_cache if keep_images else "",
     )
     supervised = config.detector.modality != "lidar" and camera.depth_supervision
     return Loader(
@@ -304,6 +318,7 @@ def _write_versions(run: _Run, loader: Loader) -> None:
         "data": loader.dataset.digest,
     }
     if run.config.distill is not None:
-        weights = RunFolder(Path(run.config.distill.teacher)).weights
-        made["teacher"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        made["teacher"] = RunFolder(Path(run.config.distill.teacher)).digest
+    if run.config.train.camera_start and not run.folder.checkpoint.exists():
+        made["camera_start"] = RunFolder(Path(run.config.train.camera_start)).digest
     write_versions(run.folder, made)

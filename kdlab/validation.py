@@ -44,7 +44,7 @@ class Validation:
                 config, data.root, data.val, data.version, workers=0, rank=rank, world=world
             )
         assert isinstance(detector, Detector)
-        found = predict(detector, self._loader.epoch(0), config.detector.modality, config.train.precision)
+        found = predict(detector, self._loader.epoch(0), config.train.precision)
         if world > 1:
             from accelerate.utils import gather_object
 

@@ -18,6 +18,7 @@ from model_fakes import random_batch
 from kdlab.config import DistillConfig
 from kdlab.distill import Distiller, build_method, copy_start, usual_teacher
 from kdlab.models import build_detector
+from kdlab.pairing import fit_student
 from kdlab.plan import POINTS_PER_SWEEP, plan_step
 from kdlab.precision import resolve
 from kdlab.presets import PRESETS
@@ -25,13 +26,15 @@ from kdlab.train import Training
 
 
 def main(preset: str, name: str, batch_size: int) -> dict[str, Any]:
-    """Build student and teacher with fresh weights, run the method forward and backward on made-up samples."""
+    """Build student and teacher with fresh weights, run the method forward and backward on made-up samples.
+
+    Arithmetic is the preset's.
+    """
     torch.manual_seed(0)
     modality = usual_teacher(name, "camera")
-    config = replace(PRESETS[preset]("camera"), distill=DistillConfig(name))
-    if name == "simdistill":
-        camera = replace(config.detector.camera, simulated_lidar=True)
-        config = replace(config, detector=replace(config.detector, camera=camera))
+    config, _ = fit_student(replace(PRESETS[preset]("camera"), distill=DistillConfig(name)))
+    assert config.distill is not None
+    precision = resolve(config.train.precision, torch.device("cpu"))
     teacher_config = PRESETS[preset](modality).detector
     student, teacher = (
         build_detector(c, load_pretrained=False).to(memory_format=torch.channels_last)
@@ -41,7 +44,7 @@ def main(preset: str, name: str, batch_size: int) -> dict[str, Any]:
     labels = method.stages[0].build(teacher, method.on) if method.needs_labels else None
     distiller = Distiller(method, student, teacher, labels, grid=student.grid)
     copy_start(method, student, teacher)
-    training = Training(student, distiller, "auto").train()
+    training = Training(student, distiller, precision).train()
     points = teacher_config.lidar.sweeps * POINTS_PER_SWEEP
     batch = random_batch(config.detector, batch_size, cameras=6, points=points, boxes=30)
     process, began = psutil.Process(), time.process_time()
@@ -51,8 +54,9 @@ def main(preset: str, name: str, batch_size: int) -> dict[str, Any]:
         kept, forward = process.memory_info().rss - before, time.process_time()
         torch.stack(list(losses.values())).sum().backward()
     ended, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    plan, precision = plan_step(config, teacher_config, batch_size), resolve("auto", torch.device("cpu"))
+    plan = plan_step(config, teacher_config, batch_size)
     return {
+        "precision": precision,
         "peak_gb": peak / 1e9,
         "forward_s": forward - began,
         "backward_s": ended - forward,

@@ -109,12 +109,13 @@ def test_a_cached_run_equals_an_online_one(
     root: Path, teachers: dict[str, Path], tmp_path: Path, calls: list[str], method: str
 ) -> None:
     config = distilled(root, teachers[METHODS[method]], tmp_path / "cache", method)
+    config = replace(config, data=replace(config.data, draws=1), train=replace(config.train, epochs=2))
     online = quiet(replace(config, distill=replace(config.distill, cache="")), tmp_path / "online")
     calls.clear()
     first = quiet(config, tmp_path / "first")
     networks = 2 if method == "labeldistill" else 1
-    assert len(calls) == networks * (1 + 2 * 3)  # one to measure, then every step of two epochs
-    assert len(files(tmp_path / "cache")) == networks * 12
+    assert len(calls) == networks * (1 + 3)  # one to measure, then every step of an epoch
+    assert len(files(tmp_path / "cache")) == networks * 6
     calls.clear()
     second = quiet(config, tmp_path / "second")
     assert not calls
@@ -284,11 +285,41 @@ def test_a_disk_that_fills_up(
     with pytest.raises(
         ValueError, match=r"0 of 4 entries are there; in all they take 4\.0 MB, .* but only .* are free"
     ):
-        cache.prepare(keys, lambda: 10**6)
+        cache.prepare(keys, lambda: {"teacher": 10**6})
     for _ in range(2):
         assert torch.equal(fill(cache, batch, ran), torch.ones(4, 2, 3, 4).half())
     assert len(ran) == 2 and not files(cache.folder) and len(caplog.records) == 1
     assert "not written to any more (its disk has less than" in caplog.text
+
+
+def test_room_is_counted_by_network(one_side: tuple[FeatureCache, Batch, list[str]]) -> None:
+    cache, batch, ran = one_side
+    fill(cache, batch, ran)
+    keys = [(token, 0) for token in batch.tokens]
+    both = FeatureCache(cache.folder, [*cache.sides, Side("labels", {"labels.neck": "neck"}, {})])
+    complete, text = both.prepare(keys, lambda: {"teacher": 10**6, "labels": 10**3})
+    assert not complete and "4 of 8 entries are there; in all they take 4.0 MB, 0.0 MB of it still" in text
+
+
+def test_a_full_cache_reserves_no_room_for_images(
+    root: Path, teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = distilled(root, teachers["fusion"], tmp_path / "cache")
+    config = replace(config, detector=mini_config(root, "lidar").detector)
+    config = replace(config, data=replace(config.data, image_cache=str(tmp_path / "images")))
+    opened: list[bool] = []
+    real = NuScenesDataset.prepare
+
+    def prepare(self: NuScenesDataset, reduce: int) -> str:
+        opened.append(self._cache is not None)
+        return real(self, reduce)
+
+    monkeypatch.setattr(NuScenesDataset, "prepare", prepare)
+    quiet(config, tmp_path / "first")
+    assert opened == [False, True]
+    opened.clear()
+    quiet(config, tmp_path / "second")
+    assert opened == [False, False]
 
 
 def test_a_folder_that_cannot_be_written(one_side: tuple[FeatureCache, Batch, list[str]], tmp_path: Path) -> None:
@@ -296,7 +327,7 @@ def test_a_folder_that_cannot_be_written(one_side: tuple[FeatureCache, Batch, li
     (tmp_path / "file").write_text("")
     other = FeatureCache(tmp_path / "file", cache.sides)
     with pytest.raises(ValueError, match=r"the rest cannot be written .*; name another folder"):
-        other.prepare([(token, 0) for token in batch.tokens], lambda: 1)
+        other.prepare([(token, 0) for token in batch.tokens], lambda: {"teacher": 1})
 
 
 def test_half_written_files_are_swept(one_side: tuple[FeatureCache, Batch, list[str]], monkeypatch: Any) -> None:
@@ -304,14 +335,16 @@ def test_half_written_files_are_swept(one_side: tuple[FeatureCache, Batch, list[
     fill(cache, batch, ran)
     part = files(cache.folder)[0].with_suffix(".0.part")
     part.write_text("")
-    cache.prepare([("other", 0)], lambda: 1)
+    cache.prepare([("other", 0)], lambda: {"teacher": 1})
     assert part.exists()
     monkeypatch.setattr(kdlab.cache, "STALE", -60)
-    cache.prepare([("other", 0)], lambda: 1)
+    cache.prepare([("other", 0)], lambda: {"teacher": 1})
     assert not part.exists()
 
 
-def test_what_makes_entries_others(root: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
+def test_what_makes_entries_others(
+    root: Path, teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     material_of = {m: material(root, teachers[m], m, tmp_path) for m in ("lidar", "fusion")}
 
     def folders(modality: str, changed: RunConfig | None = None, data: str = "data") -> tuple[str, str]:
@@ -344,6 +377,10 @@ def test_what_makes_entries_others(root: Path, teachers: dict[str, Path], tmp_pa
     teacher = material_of["lidar"][1].teacher
     assert isinstance(teacher, Detector)
     before = folders("lidar")
+    monkeypatch.setattr(kdlab.cache, "code_digest", lambda: "other")
+    assert not set(folders("lidar")) & set(before)
+    monkeypatch.undo()
+    assert folders("lidar") == before
     with torch.no_grad():
         next(teacher.parameters())[0] += 1e-3
     assert folders("lidar")[0] != before[0] and folders("lidar")[1] == before[1]

@@ -17,7 +17,7 @@ from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thre
 from torch import nn
 
 import kdlab.cost
-import kdlab.train
+import kdlab.validation
 from kdlab.checkpoint import write_json
 from kdlab.config import DistillConfig
 from kdlab.cost import Cost, Meter, PeakMemory, Stopwatch, parameters, read_cost, training_cost, write_cost
@@ -173,7 +173,7 @@ def test_resumes_add_up_and_evaluations_are_left_out(
     def evaluate(*_: object) -> None:
         clock.now += 10_000
 
-    monkeypatch.setattr(kdlab.train._Validation, "__call__", evaluate)
+    monkeypatch.setattr(kdlab.validation.Validation, "__call__", evaluate)
     config = mini_config(root, epochs=2, checkpoint_minutes=0.0, evaluate_every=1)
     for at in (1, 4, math.inf):
 

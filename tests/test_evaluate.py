@@ -210,7 +210,7 @@ def test_a_camera_detector_sees_images_only(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Detector, "forward", look)
     config = mini_config(root, "camera")
     detector = build_detector(config.detector)
-    results = predict(detector, evaluation_loader(config, root, "all", workers=0).epoch(0), "camera")
+    results = predict(detector, evaluation_loader(config, root, "all", workers=0).epoch(0))
     assert [one.token for one in results] == NuScenesDataset(root, split="all").tokens and detector.training
     assert all(len(b.points) == 0 and b.depth is None and not b.boxes.valid.any() for b in seen)
 

@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-TARGETS = ["setup", "demo", "test", "slow", "lab", "bench", "peers", "lint", "lock", "clean", "help"]
+TARGETS = ["setup", "demo", "test", "slow", "lab", "bench", "peers", "weights", "lint", "lock", "clean", "help"]
 
 
 def pinned() -> list[Requirement]:
@@ -43,6 +43,8 @@ def test_import_is_light() -> None:
         seconds.append(cpu_seconds_of_children() - start)
         heavy = {"open3d", "nuscenes", "matplotlib", "timm", "torchvision", "plotly"} & set(done.stdout.split())
         assert not heavy, f"`import kdlab` also imports {sorted(heavy)}"
+        if seconds[-1] < 3:
+            break
     assert min(seconds) < 3, f"`import kdlab` takes {min(seconds):.1f} s of a processor at best"
 
 

@@ -51,7 +51,7 @@ def test_camera_students_see_images_alone(name):
 def test_distilled_students_see_images_alone(name):
     torch.manual_seed(0)
     config = kind(BASE, METHODS[name])
-    student, teacher = (Detector(c, load_pretrained=False) for c in (config, replace(kind(BASE, "fusion"))))
+    student, teacher = (Detector(c, load_pretrained=False) for c in (config, kind(BASE, "fusion")))
     method = build_method(DistillConfig(name), "camera", "fusion")
     labels = LabelEncoder(teacher.grid, teacher.channels.stages) if method.stages else None
     distiller = Distiller(method, student, teacher, labels, grid=student.grid)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdlab.config import TrainConfig
-from kdlab.optim import adamw, learning_rate, set_learning_rate, stepped_rate
+from kdlab.optim import CAMERA, adamw, learning_rate, set_learning_rate, stepped_rate
 from kdlab.presets import PRESETS
 
 
@@ -52,6 +52,18 @@ def test_the_camera_branch_may_learn_at_a_rate_of_its_own() -> None:
     again = adamw(module, config)
     again.load_state_dict(optimizer.state_dict())
     assert set_learning_rate(again, 3, 100, config) == 1.0 and again.param_groups[-1]["lr"] == 0.5
+
+
+def test_the_camera_branch_is_the_students_up_to_a_frames_map() -> None:
+    names = (
+        "camera.neck.weight",
+        "student.camera.simulated.depth_net.depth.weight",
+        "student.camera.temporal.0.weight",
+        "student.head.shared.weight",
+        "distiller.adapters.camera.weight",
+        "network.0.camera.weight",
+    )
+    assert [bool(CAMERA.match(name)) for name in names] == [True, True, False, False, False, False]
 
 
 def test_one_rate_keeps_the_groups_of_before() -> None:

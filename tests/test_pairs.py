@@ -93,6 +93,45 @@ def test_other_grids_and_widths_are_told_before_training() -> None:
         check_pair(config, replace(BASE, detector=wide))
 
 
+def test_what_the_teacher_has_not_is_told_before_training() -> None:
+    teacher, both = replace(BASE.detector, modality="lidar"), DistillConfig("distillbev+labeldistill")
+    wide = replace(BASE, detector=replace(teacher, head=replace(teacher.head, branch=9)))
+    said = r"head.tasks cannot be copied from the teacher: detector.head.branch is 9 there and \d+ in the student; .*"
+    with pytest.raises(ValueError, match=said + "--options inherit_head off"):
+        check_pair(replace(BASE, distill=both), wide)
+    check_pair(replace(BASE, distill=replace(both, options={"inherit_head": "off"})), wide)
+    fuser = DistillConfig("simdistill", quirks=("simdistill.trained_fuser",), only=("fusion",))
+    with pytest.raises(
+        ValueError, match=r"trains the teacher's fuser, but this lidar teacher has none; flip the quirk"
+    ):
+        check_pair(replace(BASE, distill=fuser), replace(BASE, detector=teacher))
+    for has in ("fusion", "simulated fusion"):
+        check_pair(replace(BASE, distill=fuser), replace(BASE, detector=kind(BASE.detector, has)))
+
+
+def test_a_method_without_terms_is_refused() -> None:
+    teacher = replace(BASE, detector=replace(BASE.detector, modality="lidar"))
+    for nothing in (DistillConfig("distillbev", options={"positions": "none"}), DistillConfig(scale=0.0)):
+        with pytest.raises(ValueError, match=f"{nothing.method} compares nothing: no term is left that counts"):
+            check_pair(replace(BASE, distill=nothing), teacher)
+
+
+def test_widths_name_the_option_that_adapts_them() -> None:
+    bev = replace(BASE.detector.bev, neck=24)
+    wide = replace(BASE, detector=replace(BASE.detector, modality="lidar", bev=bev))
+    with pytest.raises(ValueError, match=r"needs an adapter between them: --options adapt on; or go without"):
+        check_pair(replace(BASE, distill=DistillConfig("unidistill")), wide)
+    check_pair(replace(BASE, distill=DistillConfig("unidistill", options={"adapt": "on"})), wide)
+
+
+def test_lidar_depth_with_past_frames_fails_before_anything_is_written(tmp_path: Path) -> None:
+    camera = replace(BASE.detector.camera, lidar_depth=True, frames=2)
+    config = replace(BASE, detector=replace(BASE.detector, camera=camera))
+    with pytest.raises(ValueError, match="lidar_depth is for one frame"):
+        train(config, tmp_path / "run", progress=False, cpu=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_impossible_pair_fails_before_anything_is_written(tmp_path: Path) -> None:
     config = mini_config(write_set(tmp_path / "set"), "lidar", epochs=1)
     teacher = train(config, tmp_path / "teacher", progress=False, cpu=True)

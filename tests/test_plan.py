@@ -11,7 +11,7 @@ from kdlab.cli import main
 from kdlab.config import DetectorConfig, DistillConfig, Modality, RunConfig
 from kdlab.distill import Distiller, build_method
 from kdlab.models import build_detector
-from kdlab.plan import POINTS_PER_SWEEP, plan_step
+from kdlab.plan import POINTS_PER_SWEEP, PartCost, plan_step
 from kdlab.presets import PRESETS
 from kdlab.train import Training
 
@@ -51,6 +51,13 @@ def real_step(config: RunConfig, teacher: DetectorConfig | None, batch: int) -> 
     return kept, flop, sum(p.numel() for p in training.parameters())
 
 
+def test_points_that_a_camera_detector_reads_are_counted() -> None:
+    config = PRESETS["tiny"]("camera")
+    reads = replace(config.detector, camera=replace(config.detector.camera, lidar_depth=True))
+    more = plan_step(replace(config, detector=reads), batch=1).inputs - plan_step(config, batch=1).inputs
+    assert more == config.detector.lidar.sweeps * POINTS_PER_SWEEP * 28
+
+
 @pytest.mark.parametrize("modality", ["camera", "lidar", "fusion"])
 def test_the_plan_of_a_detector_is_what_its_step_takes(modality: Modality) -> None:
     config = PRESETS["tiny"](modality)
@@ -60,6 +67,18 @@ def test_the_plan_of_a_detector_is_what_its_step_takes(modality: Modality) -> No
     assert counted == pytest.approx(flop, rel=0.05)  # PyTorch does not count the lift's sums
     index = 2 * 6 * 8 * 22 * 40 * 5 * 8 if modality != "lidar" else 0  # the lift's, which autograd does not keep
     assert plan.kept("fp32") - index == pytest.approx(kept, rel=0.25)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_plan_of_the_released_simulation_counts_all_it_runs(shared: bool) -> None:
+    config = PRESETS["tiny"]("camera")
+    camera = replace(config.detector.camera, simulated_lidar=True, shared_lift=shared, lidar_depth=True)
+    config = replace(config, detector=replace(config.detector, camera=camera))
+    plan, (kept, flop, trained) = plan_step(config, batch=1), real_step(config, None, 1)
+    assert sum(part.parameters for part in plan.parts) == plan.trained == trained
+    assert sum(part.step_flop for part in plan.parts if "lift" not in part.name) == pytest.approx(flop, rel=0.05)
+    assert plan.kept("fp32") - 6 * 8 * 22 * 40 * 5 * 8 == pytest.approx(kept, rel=0.25)
+    assert plan.inputs > plan_step(PRESETS["tiny"]("camera"), batch=1).inputs  # it reads points
 
 
 def test_the_plan_of_a_distillation_counts_teacher_and_adapters() -> None:
@@ -87,15 +106,22 @@ def test_memory_grows_with_the_batch_and_shrinks_with_precision() -> None:
 def test_past_frames_keep_nothing_without_gradient() -> None:
     config = PRESETS["tiny"]("camera")
 
-    def of(frames: int, gradient: bool) -> tuple[float, float]:
+    def of(frames: int, gradient: bool, batch: int = 1) -> dict[str, PartCost]:
         camera = replace(config.detector.camera, frames=frames, past_gradient=gradient)
-        plan = plan_step(replace(config, detector=replace(config.detector, camera=camera)), batch=1)
-        part = next(p for p in plan.parts if p.name == "image backbone and neck")
-        return part.kept["fp32"], part.step_flop
+        plan = plan_step(replace(config, detector=replace(config.detector, camera=camera)), batch=batch)
+        return {part.name: part for part in plan.parts}
 
-    (one, flop), (past, more), (trained, most) = of(1, False), of(3, False), of(3, True)
-    assert past == one and trained == 3 * one
-    assert more == pytest.approx(flop * 5 / 3) and most == 3 * flop
+    name = "image backbone and neck"
+    one, past, trained = of(1, False), of(3, False), of(3, True)
+    kept, flop = one[name].kept["fp32"], one[name].step_flop
+    assert past[name].kept["fp32"] == kept and trained[name].kept["fp32"] == 3 * kept
+    assert past[name].step_flop == pytest.approx(flop * 5 / 3) and trained[name].step_flop == 3 * flop
+    assert one[name].passing["fp32"] == trained[name].passing["fp32"] == 0
+    assert past[name].passing["fp32"] == pytest.approx(2 * of(2, False)[name].passing["fp32"], rel=0.01)
+    assert past[name].passing["fp32"] > 0.1 * kept
+    index = 6 * 8 * 22 * 40 * 5 * 8
+    assert past["lift"].kept["fp32"] - one["lift"].kept["fp32"] == 2 * index and past["lift"].passing["fp32"] > 0
+    assert trained["lift"].kept["fp32"] == 3 * one["lift"].kept["fp32"] and trained["lift"].passing["fp32"] == 0
 
 
 def test_a_distillation_wants_its_teacher() -> None:
@@ -117,5 +143,18 @@ def test_the_command_plans_a_distillation(capsys: pytest.CaptureFixture[str]) ->
     assert main(["plan", "tiny", "camera", "--method", "unidistill", "--batch", "2"]) == 0
     text = capsys.readouterr().out
     assert "camera by unidistill" in text and "neck to teacher" in text and "deviations" not in text
-    assert main(["plan", "tiny", "camera", "--teacher-modality", "fusion"]) == 1
-    assert "--method" in capsys.readouterr().err
+    for words in (["--teacher-modality", "fusion"], ["--variant", "released"]):
+        assert main(["plan", "tiny", "camera", *words]) == 1
+        assert "--method" in capsys.readouterr().err
+
+
+def test_the_command_plans_the_student_that_a_training_would_build(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "tiny", "camera", "--method", "simdistill", "--batch", "1"]
+    assert main(words) == 0
+    intended = capsys.readouterr().out
+    assert "student: detector.camera.simulated_lidar is true" in intended and "simulated LiDAR's lift" in intended
+    assert main([*words, "--variant", "released", "--quirks", "simdistill.lidar_depth"]) == 0
+    released = capsys.readouterr().out
+    assert "camera.shared_lift is true" in released and "simulated LiDAR's lift" not in released
+    assert main(["plan", "tiny", "camera", "--method", "distillbev+labeldistill", "--batch", "1"]) == 0
+    assert "label encoder" in capsys.readouterr().out

@@ -135,6 +135,7 @@ def step(preset: str, method: str, batch: int) -> dict:
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_papers_step_at_full_size_fits_into_16_gb(name: str) -> None:
     took = step(name, PAPERS[name].method, 1)
+    assert took["precision"] == PRESETS[name]("camera").train.precision
     assert took["peak_gb"] < 16
     assert took["finite"] and not took["without_gradient"]
     planned = took["planned"]

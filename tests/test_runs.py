@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from study_fakes import metrics, run_config, write_run
 
 import kdlab
-from kdlab.checkpoint import differing_key, write_json
+from kdlab.checkpoint import RunFolder, differing_key, write_json
 from kdlab.commands.runs import runs
 from kdlab.config import DistillConfig, save_config
 from kdlab.evaluate import Metrics, evaluate_run
@@ -244,6 +244,24 @@ def test_the_teacher_of_a_study_stays(root: Path) -> None:
     with pytest.raises(ValueError, match=r"is the teacher of .*study\.json"):
         prune(root, runs=[root / "teacher"], yes=True)
     assert (root / "teacher" / "detector.safetensors").exists()
+
+
+def test_a_camera_start_stays(root: Path) -> None:
+    started = run_config(4)
+    started = replace(started, train=replace(started.train, camera_start="runs/teacher"))
+    shutil.rmtree(root / "a")
+    aged(write_run(root / "started", started))
+    with pytest.raises(ValueError, match=r"teacher is the camera start of .*started, which names it"):
+        prune(root, runs=[root / "teacher"], yes=True)
+    shutil.rmtree(root / "started")
+    write_json(root / "s" / "study.json", {"base": {"train": {"camera_start": "runs/teacher"}}, "changes": []})
+    with pytest.raises(ValueError, match=r"is the camera start of .*study\.json"):
+        prune(root, runs=[root / "teacher"], yes=True)
+    shutil.rmtree(root / "s")
+    other = aged(write_run(root / "other", run_config(4)))
+    (other / "versions.json").write_text(json.dumps({"camera_start": RunFolder(root / "teacher").digest}))
+    with pytest.raises(ValueError, match=r"teacher is the camera start of .*other"):
+        prune(root, runs=[root / "teacher"], yes=True)
 
 
 def test_a_run_that_begins_meanwhile_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

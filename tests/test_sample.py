@@ -116,6 +116,19 @@ def test_predictions_are_in_class_order() -> None:
     )
 
 
+def test_joined_predictions_keep_their_gradient() -> None:
+    heat, boxes = torch.zeros(1, 10, 2, 2, requires_grad=True), torch.zeros(1, 60, 2, 2, requires_grad=True)
+    predictions = Predictions.of_maps(heat, boxes)
+    with torch.no_grad():
+        assert predictions.heatmap.shape == heat.shape and predictions.regression.shape == boxes.shape
+    assert predictions.heatmap is predictions.heatmap and predictions.regression is predictions.regression
+    (predictions.heatmap.sum() + predictions.regression.sum()).backward()
+    assert heat.grad is not None and boxes.grad is not None and bool((heat.grad == 1).all() & (boxes.grad == 1).all())
+    with torch.no_grad():
+        plain = Predictions.of_maps(torch.zeros(1, 10, 2, 2), torch.zeros(1, 60, 2, 2))
+        assert plain.heatmap is plain.heatmap
+
+
 def test_detections_count_their_scores() -> None:
     assert len(Detections(torch.zeros(0, 9), torch.zeros(0, dtype=torch.long))) == 0
     assert len(Detections(torch.zeros(2, 9), torch.zeros(2, dtype=torch.long), torch.ones(2))) == 2

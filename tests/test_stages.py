@@ -8,8 +8,12 @@ from mini_run import mini_config, one_thread, write_set  # noqa: F401
 from kdlab.checkpoint import RunFolder, load_detector
 from kdlab.config import BEVConfig, DistillConfig, RunConfig
 from kdlab.cost import read_cost
+from kdlab.distill.labeldistill import ENCODER
 from kdlab.evaluate import load_metrics
 from kdlab.losslog import read_losses
+from kdlab.optim import WARM_UP, stepped_rate
+from kdlab.presets import PRESETS
+from kdlab.stages import setting_of
 from kdlab.train import Interrupted, train
 
 
@@ -62,7 +66,18 @@ def test_one_command_trains_encoder_and_student_and_goes_on(root, teacher, tmp_p
     cut = train(config, tmp_path / "cut", cpu=True)
     assert steps == ["label_encoder"] * 6 + ["cut"] * 3
     assert "label_encoder: with the annotations given, mAP" in capsys.readouterr().out
-    assert all(torch.equal(v, weights(whole)[n]) for n, v in weights(cut).items())
+    expected = weights(whole)
+    assert all(torch.equal(v, expected[n]) for n, v in weights(cut).items())
+
+
+def test_a_stage_has_its_own_schedule():
+    paper = setting_of(ENCODER, PRESETS["paper-labeldistill"]("camera").train)
+    assert (paper.epochs, paper.lr, paper.milestones) == (12, 1e-3, (10, 11))
+    rates = [stepped_rate(step, 120, paper) for step in (0, 99, 100, 109, 110, 119)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    own = replace(PRESETS["tiny"]("camera").train, warm_up=0.5)
+    assert setting_of(ENCODER, own).schedule == "one-cycle" and setting_of(ENCODER, own).warm_up == WARM_UP
+    assert setting_of(ENCODER, own, 6).milestones == (5, 5) and setting_of(ENCODER, own, 6).epochs == 6
 
 
 def test_no_stage_without_its_terms(root, teacher, tmp_path):

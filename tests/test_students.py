@@ -1,5 +1,6 @@
 """Every kind of student trains on the mini set, alone; what a kind is shows in its losses and gradients."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401
 from student_kinds import KINDS, kind
 
-from kdlab.checkpoint import load_detector, load_run_config
+from kdlab.checkpoint import RunFolder, load_detector, load_run_config
 from kdlab.config import DistillConfig, RunConfig
 from kdlab.evaluate import evaluate_run
+from kdlab.hub import _card
 from kdlab.losslog import read_losses
+from kdlab.runs import list_runs
 from kdlab.runs.comparison import describe
 from kdlab.train import train
 
@@ -51,10 +54,20 @@ def test_released_simdistill_is_scored_with_points(root: Path, tmp_path: Path) -
         ),
     )
     config = replace(base, detector=student, distill=DistillConfig("simdistill", str(teacher), variant="released"))
+    config = replace(config, train=replace(config.train, evaluate_every=1))
     run = train(config, tmp_path / "run", progress=False, cpu=True)
+    assert set(json.loads((run / "validation.json").read_text())) == {"1"}
+    assert list_runs(run)[0].modality == "fusion" and "- fusion\n" in _card(RunFolder(run), config, 1)
     evaluate_run(run, workers=0)
     written = (run / "results_tiny_val.json").read_text()
     assert '"use_camera":true,"use_lidar":true' in written.replace(" ", "")[:200]
+    plain = json.loads((run / "config.json").read_text())
+    plain["detector"]["camera"].pop("lidar_depth")  # a run of before the quirk was known
+    (run / "config.json").write_text(json.dumps(plain))
+    assert train(load_run_config(run), run, progress=False, cpu=True) == run
+    with pytest.raises(ValueError, match=r"or flip the quirk: --quirks simdistill\.lidar_depth"):
+        train(load_run_config(run), run, resume=False, progress=False, cpu=True)
+    assert RunFolder(run).finished
 
 
 def test_a_teacher_with_fewer_frames_sees_the_first_ones(root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from mini_run import mini_config, one_thread, write_set  # noqa: F401 - one_thread is a fixture
 
 import kdlab
-from kdlab.checkpoint import command
+from kdlab.checkpoint import RunFolder, command
 from kdlab.config import DistillConfig, RunConfig, load_config, save_config
 from kdlab.cost import read_cost
 from kdlab.gradients import read_gradients
@@ -180,6 +181,77 @@ def test_errors_about_the_teacher(root: Path, teacher: Path, tmp_path: Path) -> 
     fusion = replace(config.detector, modality="fusion", lidar=replace(config.detector.lidar, sweeps=1))
     with pytest.raises(ValueError, match=r"must agree on detector\.lidar\.sweeps"):
         quiet(replace(config, detector=fusion, distill=DistillConfig("unidistill", str(teacher))), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def start(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = mini_config(root, "camera", epochs=1, seed=5)
+    return train(config, tmp_path_factory.mktemp("start") / "run", progress=False, cpu=True)
+
+
+def stopped(config: RunConfig, out: Path, at: int) -> None:
+    def stop(step: int, row: Any) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(replace(config, train=replace(config.train, checkpoint_minutes=0.0)), out, on_step=stop)
+
+
+def test_a_camera_branch_starts_from_another_run(root: Path, start: Path, tmp_path: Path) -> None:
+    config = mini_config(root, "camera", epochs=1, lr=1e-9, weight_decay=0.0, camera_start=str(start))
+    camera = replace(config.detector.camera, simulated_lidar=True)  # which the start has not
+    run = quiet(replace(config, detector=replace(config.detector, camera=camera)), tmp_path / "run")
+    ours, theirs = (dict(kdlab.load_detector(path).named_parameters()) for path in (run, start))
+    for name, value in theirs.items():
+        if name.startswith("camera."):
+            torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-7)
+    assert not torch.equal(ours["head.shared.0.weight"], theirs["head.shared.0.weight"])
+    assert json.loads((run / "versions.json").read_text())["camera_start"] == RunFolder(start).digest
+
+
+def test_a_run_goes_on_without_its_camera_start(root: Path, start: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(start, tmp_path / "start"))
+    config = mini_config(root, "camera", epochs=1, camera_start=str(source))
+    whole = quiet(config, tmp_path / "whole")
+    stopped(config, tmp_path / "early", at=0)  # nothing is stored yet
+    stopped(config, tmp_path / "run", at=1)
+    shutil.copy(whole / "detector.safetensors", source)
+    with pytest.raises(ValueError, match=r"early was begun with a camera start of digest \w{12}, which is"):
+        quiet(config, tmp_path / "early")
+    shutil.rmtree(source)
+    with pytest.raises(FileNotFoundError, match=r"train\.camera_start: .*start: no such run folder"):
+        quiet(config, tmp_path / "early")
+    run = quiet(config, tmp_path / "run")
+    for name in ("detector.safetensors", "losses.csv"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    assert json.loads((run / "versions.json").read_text())["camera_start"] == RunFolder(start).digest
+
+
+def test_errors_about_the_camera_start(root: Path, teacher: Path, start: Path, tmp_path: Path) -> None:
+    config = mini_config(root, "camera", epochs=1)
+    finished = quiet(config, tmp_path / "finished")
+    wide = replace(config.detector, camera=replace(config.detector.camera, channels=16))
+    open_run = Path(shutil.copytree(start, tmp_path / "open"))
+    (open_run / "detector.safetensors").unlink()
+    for given, detector, problem in (
+        ("none", config.detector, r"train\.camera_start: none: no such run folder"),
+        (str(open_run), config.detector, r"train\.camera_start: the run .*open is not finished"),
+        (str(teacher), config.detector, r"train\.camera_start: .* has no cameras"),
+        (str(start), replace(config.detector, modality="lidar"), "the trained detector has no cameras"),
+        (str(start), wide, r"camera\..* is \(8, .* in .* and \(16, .* in the detector"),
+    ):
+        wrong = replace(config, detector=detector, train=replace(config.train, camera_start=given))
+        for out, resume in ((tmp_path / "run", True), (finished, False)):
+            with pytest.raises((FileNotFoundError, ValueError), match=problem):
+                quiet(wrong, out, resume=resume)
+    assert not (tmp_path / "run").exists() and RunFolder(finished).finished
+
+
+def test_a_training_reaches_its_milestones(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"after epoch 2, but train\.epochs is 2; give earlier --train\.milestones"):
+        quiet(mini_config(root, schedule="steps", milestones=(1, 2)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_validation_while_training(root: Path, tmp_path: Path) -> None:

@@ -52,21 +52,18 @@ def methods(args: Sequence[str]) -> int:
 
 def _method(given: Any) -> "Method":
     """The method of the options; the modalities that are left out are those of the papers' first pair that fits."""
-    from kdlab.distill import build_method, papers
+    from kdlab.distill import build_method, usual_pair
     from kdlab.pairing import distillation
     from kdlab.presets import PRESETS
 
     if given.preset and given.preset not in PRESETS:
         raise ValueError(f"unknown preset {given.preset!r}; known: {', '.join(PRESETS)}")
-    pairs = [pair for paper in papers(given.name) for pair in paper.pairs]
-    fit = [(s, t) for s, t in pairs if given.student in (None, s) and given.teacher in (None, t)]
-    student, teacher = next((p for p in fit if all(p in q.pairs for q in papers(given.name))), (fit or pairs)[0])
     config = replace(
         distillation(given.preset, given.name, ""),
         variant="released" if given.variant == "released" else "intended",
         options=given.options,
     )
-    return build_method(config, given.student or student, given.teacher or teacher)
+    return build_method(config, *usual_pair(given.name, given.student, given.teacher))
 
 
 def parity(args: Sequence[str]) -> int:

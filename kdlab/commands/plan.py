@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: tyro reads the annotations of classes that are defined inside functions.
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def plan(args: Sequence[str]) -> int:
-    """Print a preset's settings with their sources, and the memory and FLOPs of its training step."""
+    """Print a preset's settings with their sources, and the memory and FLOPs of its training step.
+
+    `kdlab train paper-...` prints the same before the first step of a new run; other trainings print no plan.
+    """
     from kdlab.distill import usual_teacher
-    from kdlab.presets import PRESETS, distilled
+    from kdlab.pairing import check_pair, distillation, fit_student
+    from kdlab.presets import PRESETS
 
     choices = tyro.extras.literal_type_from_choices(list(PRESETS))
 
@@ -27,7 +31,13 @@ def plan(args: Sequence[str]) -> int:
         modality: Annotated[Literal["lidar", "camera", "fusion"], tyro.conf.Positional]
         """Sensors of the trained detector."""
         method: str = ""
-        """Distil by this method; none where left out."""
+        """Distil by this method, or by several: unidistill+labeldistill; none where left out."""
+        variant: Literal["intended", "released"] = "intended"
+        """All quirks of the released code off or on."""
+        quirks: tuple[str, ...] = ()
+        """Quirks to flip from the variant's setting."""
+        options: dict[str, str] = field(default_factory=dict)
+        """How the method is built (see `kdlab methods NAME`)."""
         teacher_modality: Literal["lidar", "camera", "fusion"] | None = None
         """Sensors of the teacher, of the same preset; the method's usual one where left out."""
         batch: int = 0
@@ -37,10 +47,18 @@ def plan(args: Sequence[str]) -> int:
     config: RunConfig = PRESETS[given.preset](given.modality)
     teacher = None
     if given.method:
-        config = replace(config, distill=distilled(given.preset, given.method, ""))
+        own = {name: getattr(given, name) for name in ("variant", "quirks", "options")}
+        distill = replace(distillation(given.preset, given.method, ""), **own)
+        config, said = fit_student(replace(config, distill=distill))
         teacher = PRESETS[given.preset](given.teacher_modality or usual_teacher(given.method, given.modality))
-    elif given.teacher_modality:
-        raise ValueError("--teacher-modality wants a distillation: name its --method (see `kdlab methods`)")
+        check_pair(config, teacher)
+        if said:
+            print(f"student: {'; '.join(said)}")
+    elif given.teacher_modality or given.variant != "intended" or given.quirks or given.options:
+        raise ValueError(
+            "--teacher-modality, --variant, --quirks and --options want a distillation: name its --method "
+            "(see `kdlab methods`)"
+        )
     print(plan_text(given.preset, config, teacher, given.batch))
     return 0
 

@@ -24,7 +24,8 @@ def train(args: Sequence[str]) -> int:
     """Train a detector, alone or distilled from a teacher.
 
     PRESET and MODALITY come first and set every default below; or a config.json (or a run folder, for its config)
-    comes first and decides everything. The same command goes on after a kill.
+    comes first and decides everything. The same command goes on after a kill. A paper's preset prints its sources and
+    the plan of a step (see `kdlab plan`) before a new run.
     """
     if args and _is_config(args[0]):
         return _train_config(args)
@@ -32,7 +33,6 @@ def train(args: Sequence[str]) -> int:
     from kdlab.presets import PRESETS
 
     base = _preset(args)
-
     choices = tyro.extras.literal_type_from_choices(list(PRESETS))
 
     @dataclass
@@ -83,12 +83,14 @@ def train(args: Sequence[str]) -> int:
 
 
 def _start(config: "RunConfig", given: Any) -> int:
+    from kdlab.checkpoint import RunFolder
     from kdlab.commands.plan import plan_of_run
     from kdlab.presets import PAPERS
     from kdlab.train import train as start
 
-    first = os.environ.get("RANK", "0") == "0"
-    if first and getattr(given, "preset", "") in PAPERS:
+    first, folder = os.environ.get("RANK", "0") == "0", RunFolder(given.out)
+    fresh = given.restart or not (folder.finished or folder.checkpoint.exists())
+    if first and fresh and getattr(given, "preset", "") in PAPERS:
         print(plan_of_run(given.preset, config), flush=True)
     run = start(config, given.out, resume=not given.restart, cpu=given.cpu)
     if first:

@@ -10,11 +10,11 @@ from kdlab.distill import unidistill as _unidistill
 from kdlab.distill.context import Context
 from kdlab.distill.distiller import Distiller, copy_start, run_terms, total
 from kdlab.distill.method import Adapter, Method, Quirk, Stage, Start, TeacherMode, Term
-from kdlab.distill.options import Option, Paper, together
+from kdlab.distill.options import Option, PaperMethod, together
 from kdlab.distill.paths import Channels, HasChannels, Part, TensorPath
 from kdlab.distill.places import Boxes, Cells, Nowhere, Pairs, Points, Slots, TermResult, gradient_map
 
-METHODS: dict[str, Paper] = {
+METHODS: dict[str, PaperMethod] = {
     "unidistill": _unidistill.PAPER,
     "distillbev": _distillbev.PAPER,
     "simdistill": _simdistill.PAPER,
@@ -23,7 +23,7 @@ METHODS: dict[str, Paper] = {
 """One row per paper."""
 
 
-def papers(names: str) -> list[Paper]:
+def papers(names: str) -> list[PaperMethod]:
     """The papers of a name in METHODS, or of several with + between them.
 
     Raises:
@@ -40,15 +40,25 @@ def papers(names: str) -> list[Paper]:
     return [METHODS[name] for name in words]
 
 
-def usual_teacher(names: str, student: Modality) -> Modality:
-    """The teacher's modality that the papers of a name give a student first; one that another student has otherwise.
+def usual_pair(
+    names: str, student: Modality | None = None, teacher: Modality | None = None
+) -> tuple[Modality, Modality]:
+    """Student and teacher that the papers of a name have first, with the sides that are given, where a paper has such.
 
     Raises:
         ValueError: as `papers`.
     """
-    pairs = [pair for paper in papers(names) for pair in paper.pairs]
-    shared = [t for s, t in pairs if s == student and all((s, t) in paper.pairs for paper in papers(names))]
-    return [*shared, *(t for s, t in pairs if s == student), *(t for _, t in pairs)][0]
+    chosen = papers(names)
+    pairs = [pair for paper in chosen for pair in paper.pairs]
+    fit = [(s, t) for s, t in pairs if student in (None, s) and teacher in (None, t)]
+    shared = [pair for pair in fit if all(pair in paper.pairs for paper in chosen)]
+    first = [*shared, *fit, *pairs][0]
+    return student or first[0], teacher or first[1]
+
+
+def usual_teacher(names: str, student: Modality) -> Modality:
+    """The teacher's modality that the papers of a name give a student first, see `usual_pair`."""
+    return usual_pair(names, student)[1]
 
 
 def build_method(config: DistillConfig, student: Modality, teacher: Modality) -> Method:
@@ -57,15 +67,31 @@ def build_method(config: DistillConfig, student: Modality, teacher: Modality) ->
     Any pair of modalities goes; whether both sides have the tensors is seen later, see `kdlab.pairing`.
 
     Raises:
-        ValueError: an unknown method, option, quirk or term; the message lists the known ones.
+        ValueError: an unknown method, option, quirk or term; the message lists the known ones. Or options add a term
+            that has no scale beside others that have one.
     """
     chosen = papers(config.method)
     method = together(chosen, student, teacher, config.options).variant(config.variant).flip(config.quirks)
+    _all_scaled(config, chosen, student, teacher)
     there = {term.name for term in method.terms}
     left_out = {term.name for term in together(chosen, student, teacher).terms} - there if config.options else set()
     scales = {n: factor for n, factor in config.scales.items() if n not in config.weights and n not in left_out}
     method = method.reweight(config.weights).scaled(scales).scaled(config.scale)
     return method.only(config.only) if config.only else method
+
+
+def _all_scaled(config: DistillConfig, chosen: list[PaperMethod], student: Modality, teacher: Modality) -> None:
+    """Refuse terms that options add at the paper's weight beside scaled ones of the same paper."""
+    for paper in chosen:
+        usual, built = (paper(student, teacher, given) for given in ({}, paper.own(config.options)))
+        known = {term.name for term in usual.terms}
+        new = [term.name for term in built.terms if term.name not in {*known, *config.scales, *config.weights}]
+        new = [name for name in new if not config.only or name in config.only]
+        if new and known & config.scales.keys():
+            raise ValueError(
+                f"{built.name}: no preset scale for {', '.join(new)}, which the options add; give a weight to each: "
+                f"--weights {new[0]} X"
+            )
 
 
 __all__ = [
@@ -81,7 +107,7 @@ __all__ = [
     "Nowhere",
     "Option",
     "Pairs",
-    "Paper",
+    "PaperMethod",
     "Part",
     "Points",
     "Quirk",
@@ -98,5 +124,6 @@ __all__ = [
     "papers",
     "run_terms",
     "total",
+    "usual_pair",
     "usual_teacher",
 ]

@@ -22,7 +22,8 @@ V = TypeVar("V")
 class Context:
     """One step's material. Tensors are handed out in float32, adapted tensors and regions are made once.
 
-    Adapters are layers of the student's side: they run in its arithmetic, ``mixed``, terms in float32.
+    Adapters are layers of the student's side: they run in its arithmetic, ``mixed``. Terms run in float32, and with
+    them the modules that they call themselves.
 
     Attributes:
         student: the student's features.
@@ -57,7 +58,7 @@ class Context:
         return value
 
     def module(self, name: str) -> nn.Module:
-        """A module that a term's function calls itself (the term lists it in ``modules``)."""
+        """A module that a term's function calls itself (the term lists it in ``modules``), in float32 as the term."""
         return self.modules[name]
 
     def predictions(self, side: str) -> Predictions:

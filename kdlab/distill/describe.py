@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from kdlab.distill.method import Method, Quirk, Term
-from kdlab.distill.options import Option, Paper
+from kdlab.distill.options import Option, PaperMethod
 from kdlab.distill.paths import Part
 
 
@@ -79,18 +78,19 @@ Every quirk has a switch of its own. All are off by default (`--variant intended
 train` sets as the method's quirks say."""
 
 
-def errata(papers: Mapping[str, Paper]) -> str:
+def errata(papers: Mapping[str, PaperMethod]) -> str:
     """All quirks and other differences of some papers' methods, as Markdown."""
     lines = [_HEAD]
     for name, paper in papers.items():
         lines += ["", f"## {name}", "", "| quirk | the paper means | the released code | evidence | acts on | switch |"]
         lines += ["|---|---|---|---|---|---|"]
         lines += [_row(quirks) for quirks in _quirks(paper)]
-        lines += ["", "Differences that are no quirks, and why:", "", *_differences(paper.notes)]
+        lines += ["", "Differences that are no quirks, and why:", ""]
+        lines += [f"* {difference}" for difference in paper.differences]
     return "\n".join(lines)
 
 
-def _quirks(paper: Paper) -> Iterable[list[Quirk]]:
+def _quirks(paper: PaperMethod) -> Iterable[list[Quirk]]:
     """The quirks of all the paper's pairs, those of one name together."""
     found: dict[str, list[Quirk]] = {}
     for student, teacher in paper.pairs:
@@ -101,15 +101,7 @@ def _quirks(paper: Paper) -> Iterable[list[Quirk]]:
 
 def _row(quirks: Sequence[Quirk]) -> str:
     quirk = quirks[0]
-    evidence = "; ".join(dict.fromkeys(q.evidence for q in quirks))
+    evidence = "; ".join(dict.fromkeys(part for q in quirks for part in q.evidence.split("; ")))
     switch = f"`--quirks {quirk.name}`" + (f", `detector.{quirk.student}`" if quirk.student else "")
     cells = (quirk.name.partition(".")[2], quirk.means, quirk.what, evidence, quirk.where, switch)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _differences(notes: str) -> list[str]:
-    """The list below "Differences that are no quirks" in a module's text, a line each."""
-    text = notes.partition("Differences that are no quirks, and why:")[2]
-    listed = re.split(r"\n\n(?!\*)", text.strip("\n"))[0]
-    points = [" ".join(point.split()) for point in re.split(r"(?:^|\n)\* ", listed) if point.strip()]
-    return [f"* {point.replace('``', '`')}" for point in points]

@@ -9,19 +9,9 @@ The regions of a sample: foreground, cells in a ground-truth box; false positive
 target stands; background, the rest. Each has a weight of its own, and scales that make the background's and the false
 positives' errors means, and an object's error grow with the root of its cells only.
 
-Differences that are no quirks, and why:
-
-* The authors name 20 as the weight of false positives over foreground (issue 7); the recipe has 10, and so has kdlab.
-* False positives count at position H alone, as in the recipe; the paper's text is said to know one region for all.
-  `distillbev` takes the positions. The code's in-place sigmoid, which spoils them at a second position, is in
-  `kdlab.parity` alone, as are its options that no release uses.
-* The targets' heat map that parts false positives from the rest is drawn with CenterPoint's radii, as released.
-* A box's size counts in cells of the position's map; the paper's unit is not known.
-* They belong to the released detectors, and kdlab distils between its own: strides of the BEV encoder, the neck's extra
-  norm, the velocity branch that is taken over although the student's unit differs, past frames drawn at random.
-
 Errors are sums over channels, so the weights do not port to other widths: see `kdlab.presets.SCALES`. A weight of 0 for
 the false positives leaves their cells out of the background too; ``false_positives=()`` makes them background.
+Differences between paper, released code and kdlab that are no quirks stand in `DIFFERENCES`.
 """
 
 from __future__ import annotations
@@ -36,7 +26,7 @@ from torch import Tensor, nn
 
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, Start, Term, Variant
-from kdlab.distill.options import SWITCH, Option, Paper
+from kdlab.distill.options import SWITCH, Option, PaperMethod
 from kdlab.distill.places import Cells, TermResult
 from kdlab.distill.regions import fires_wrongly, footprint_owner, gaussian_mask, share, size_scale
 from kdlab.distill.terms import cell_attention, channel_attention, class_probability, squared_error
@@ -225,7 +215,7 @@ QUIRKS = (
         "counts a box only if its centre lies in range",
         "the released training pipeline's range filter",
         "data",
-        means="a cell in a box is foreground, wherever the box's centre lies",
+        means="kdlab's choice: a cell in a box is foreground, wherever the box's centre lies",
     ),
 )
 
@@ -258,6 +248,9 @@ def _adapters(position: str) -> tuple[Adapter, Adapter]:
         ),
     )
 
+
+START = Start("head.tasks", f"{_VENUE}, BD:367-373, SH:24", "--options inherit_head off")
+"""The student's task heads start from the teacher's."""
 
 _LINES = {"foreground": "SH:39-40", "background": "CFG4D and SH", "false_positive": "SH:39-40"}
 """Where the regions' weights stand."""
@@ -298,7 +291,7 @@ def distillbev(
     variant: Variant = "intended",
     *,
     positions: Sequence[str] = ("B1", "B2", "H"),
-    false_positives: Sequence[str] = ("H",),
+    false_positives: Sequence[str] | None = None,
     attention: Attention = "both",
     scaling: bool = True,
     regions: Literal["split", "whole"] = "split",
@@ -309,26 +302,28 @@ def distillbev(
     Args:
         variant: all quirks off or on.
         positions: where to compare; B1 and B2 are the two deepest stages of the BEV encoder, on either side.
-        false_positives: positions where the teacher's false positives are a region of their own.
+        false_positives: positions where the teacher's false positives are a region of their own; by default H, where
+            that is compared and regions are split.
         attention: of the teacher's maps, of both sides' ("teacher" is what the released BEVFormer recipe takes), or
             none.
         scaling: weigh an object's cells by its size; without, all foreground cells of a sample alike, their total kept.
-        regions: "whole" makes all cells background: plain imitation.
+        regions: "whole" makes all cells background, so that ``scaling`` has nothing to scale; attention and the spatial
+            term stay as they are.
         inherit_head: start the student's task heads from the teacher's, which must be as wide.
 
     Raises:
-        ValueError: no such position or variant.
+        ValueError: no such position or variant, or false positives where nothing is compared or no region is told.
     """
-    for position in (*positions, *false_positives):
-        if position not in POSITIONS:
-            raise ValueError(f"distillbev: unknown position {position!r}; known: {', '.join(POSITIONS)}")
     split = regions == "split"
+    if false_positives is None:
+        false_positives = ("H",) if split and "H" in positions else ()
+    _check_positions(positions, false_positives, split)
     how = {
         p: {
             "attention": attention,
             "scaling": scaling,
             "split": split,
-            "false_positives": split and p in false_positives,
+            "false_positives": p in false_positives,
         }
         for p in positions
     }
@@ -339,16 +334,46 @@ def distillbev(
         terms=tuple(t for p, options in how.items() for t in _terms(p, options)),
         adapters=tuple(a for p in positions for a in _adapters(p)),
         quirks=QUIRKS,
-        start=(Start("head.tasks", f"{_VENUE}, BD:367-373, SH:24"),) if inherit_head else (),
+        start=(START,) if inherit_head else (),
     ).variant(variant)
 
 
-PAPER = Paper(
+def _check_positions(positions: Sequence[str], false_positives: Sequence[str], split: bool) -> None:
+    for position in (*positions, *false_positives):
+        if position not in POSITIONS:
+            raise ValueError(f"distillbev: unknown position {position!r}; known: {', '.join(POSITIONS)}")
+    if false_positives and not split:
+        raise ValueError("distillbev: regions whole tells no false positives apart; leave false_positives out, or none")
+    if not {*false_positives} <= {*positions}:
+        raise ValueError(
+            f"distillbev: false_positives {','.join(false_positives)} are not all among the positions that are "
+            f"compared, {','.join(positions) or 'none'}; take some of these"
+        )
+
+
+DIFFERENCES = (
+    "The authors name 20 as the weight of false positives over foreground (issue 7); the recipe has 10, and so has "
+    "kdlab.",
+    "False positives count at position H alone, as in the recipe; the paper's text is said to know one region for all. "
+    "`distillbev` takes the positions. The code's in-place sigmoid, which spoils them at a second position, is in "
+    "`kdlab.parity` alone, as are its options that no release uses.",
+    "The targets' heat map that parts false positives from the rest is drawn with CenterPoint's radii, as released.",
+    "A box's size counts in cells of the position's map; the paper's unit is not known.",
+    "Under mixed precision adapters run in bfloat16, as the student's layers do (all methods'); terms, and the modules "
+    "that they call themselves (the quirk's 3x3 convolution), stay in float32. The released code distils in float32 "
+    "throughout, as a run with `--train.precision fp32` does.",
+    "They belong to the released detectors, and kdlab distils between its own: strides of the BEV encoder, the neck's "
+    "extra norm, the velocity branch that is taken over although the student's unit differs, past frames drawn at "
+    "random.",
+)
+"""No quirks, and why."""
+
+PAPER = PaperMethod(
     lambda student, teacher, **options: distillbev(**options).between(student, teacher),
     (("camera", "lidar"), ("camera", "fusion")),
     (
         Option("positions", tuple(POSITIONS), "B1,B2,H", "where maps are compared", several=True),
-        Option("false_positives", tuple(POSITIONS), "H", "positions with a region for the teacher's", several=True),
+        Option("false_positives", tuple(POSITIONS), "H", "compared positions with a region for them", several=True),
         Option("attention", ("both", "teacher", "none"), "both", "whose spatial attention weighs the cells"),
         Option("scaling", SWITCH, "on", "weigh cells by their object's size; off: all foreground cells alike"),
         Option(
@@ -356,5 +381,5 @@ PAPER = Paper(
         ),
         Option("inherit_head", SWITCH, "on", "start the task heads from the teacher's"),
     ),
-    __doc__,
+    DIFFERENCES,
 )

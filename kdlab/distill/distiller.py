@@ -25,7 +25,7 @@ class Distiller(nn.Module):
 
     The teacher (and a label encoder) is no submodule: it is absent from ``parameters()`` and ``state_dict()``, stays in
     eval mode without gradients, and follows the Distiller to its device. Adapters are submodules, and run in autocast's
-    type, as the student's layers do. Terms run in float32.
+    type, as the student's layers do. Terms run in float32, and with them the modules that they call themselves.
 
     Args:
         method: what to compare.
@@ -208,13 +208,15 @@ def agree(method: Method, config: object) -> None:
     Raises:
         ValueError: one sentence for each quirk that the student's config does not follow.
     """
+    if not isinstance(config, DetectorConfig):
+        return
     problems = []
-    for quirk in method.quirks if isinstance(config, DetectorConfig) else ():
+    for quirk in method.quirks:
         on = quirk.name in method.on
-        if quirk.student and attrgetter(quirk.student)(config) != on:
+        if quirk.student and quirk.concerns(config) and attrgetter(quirk.student)(config) != on:
             problems.append(
                 f"{method.name}: quirk {quirk.name} is {'on' if on else 'off'}, but the student's "
-                f"detector.{quirk.student} is {not on}; make it {on}, or flip the quirk"
+                f"detector.{quirk.student} is {not on}; make it {on}, or flip the quirk: --quirks {quirk.name}"
             )
     if problems:
         raise ValueError("\n".join(problems))
@@ -261,8 +263,8 @@ def copy_start(method: Method, student: nn.Module, teacher: nn.Module) -> list[s
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"{method.name}: {start.module} cannot be copied from the teacher: {name} is {shapes[1]} there and "
-                    f"{shapes[0]} in the student; build both alike, or use the method without its start "
-                    "(--options inherit_head off)"
+                    f"{shapes[0]} in the student; build both alike"
+                    + (f", or go without the copy: {start.without}" if start.without else "")
                 )
         student.get_submodule(start.module).load_state_dict(theirs)
     return [start.module for start in method.start]
@@ -304,7 +306,7 @@ def _problems(term: Term, channels: Mapping[str, Channels]) -> Iterator[str]:
     if student != source and not whole:
         yield (
             f"term {term.name}: {term.student} has {student} channels and {term.teacher} has {source}; "
-            "the term needs an adapter between them"
+            "the term needs an adapter between them" + (f": {term.adapt}" if term.adapt else "")
         )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from kdlab.config import Modality
+from kdlab.config import DetectorConfig, Modality
 from kdlab.distill.paths import Part, TensorPath
 from kdlab.sample import Batch
 
@@ -47,7 +48,8 @@ class Quirk:
         teacher_mode: set where it changes how frozen networks run.
         change: set where it changes what terms name, such as their channels; called with each term.
         student: the field of the student's `kdlab.config.DetectorConfig` that is true where it is on, such as
-            ``camera.shared_lift``; the student is built by its config, which must agree.
+            ``camera.shared_lift``; the student is built by its config, which must agree. It is about camera students.
+        within: the field that has to be true for the quirk to be about a student at all.
         means: what the paper means instead, one sentence.
     """
 
@@ -58,7 +60,14 @@ class Quirk:
     teacher_mode: TeacherMode | None = None
     change: Callable[[Term], Term] | None = None
     student: str | None = None
+    within: str | None = None
     means: str = ""
+
+    def concerns(self, student: DetectorConfig) -> bool:
+        """Whether a student is built one way or another by it."""
+        if self.student is None or student.modality != "camera":
+            return False
+        return self.within is None or bool(attrgetter(self.within)(student))
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class Term:
         reads: paths of further tensors that the function itself reads (`Context.tensor`).
         options: further numbers for the function.
         scale: factor on the weight, tuned per preset; sums over channels do not port between widths.
+        adapt: what puts an adapter into it on the command line, where it has none and widths differ.
     """
 
     name: str
@@ -115,6 +125,7 @@ class Term:
     reads: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
+    adapt: str = ""
 
     def __post_init__(self) -> None:
         if TensorPath.parse(self.student).side != "student":
@@ -135,10 +146,12 @@ class Start:
     Attributes:
         module: submodule's name, the same on both sides, such as ``head.tasks``.
         source: method, venue, file:line.
+        without: what leaves it out on the command line.
     """
 
     module: str
     source: str
+    without: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,8 @@ class Stage:
         epochs: its length.
         lr: its learning rate.
         weight_decay: its weight decay.
+        milestones: epochs after which its learning rate is a tenth, in a run whose schedule is ``steps``; of its
+            ``epochs``.
         gate: makes a detector of the trained network and the teacher, whose mAP on the validation split, with the
             annotations given to it, tells before the student's training how good the network is.
     """
@@ -166,6 +181,7 @@ class Stage:
     epochs: int
     lr: float
     weight_decay: float
+    milestones: tuple[int, ...] = ()
     gate: Callable[[nn.Module, nn.Module], nn.Module] | None = None
 
 
@@ -204,13 +220,14 @@ class Method:
         _known(asked, (a.name for a in self.adapters), f"{self.name}: unknown adapter")
 
     def between(self, student: Modality, teacher: Modality) -> Method:
-        """This method for a pair of modalities; where the paper has no such pair, the sources of its weights say so.
+        """This method for a pair of modalities; where its weights are another pair's, their sources say so.
 
         Whether the pair has the tensors that the terms name is another question, see `kdlab.distill.distiller.check`.
         """
         if student in self.student and teacher in self.teacher:
             return self
-        note = f"; a weight of no path of the paper, which has no {teacher} teacher with a {student} student"
+        own = f"{'/'.join(sorted(self.teacher))} to {'/'.join(sorted(self.student))}"
+        note = f"; a weight for {own}, not for {teacher} to {student}"
         terms = tuple(replace(t, source=t.source + note) for t in self.terms)
         return replace(self, teacher=frozenset((teacher,)), student=frozenset((student,)), terms=terms)
 

@@ -52,20 +52,20 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperMethod:
     """A paper's method, by name.
 
     Attributes:
         build: (student's modality, teacher's modality, options by name) -> the intended method, for any pair.
         pairs: (student, teacher) that the paper itself has, the usual one first.
         options: of ``build``.
-        notes: the module's text, with the differences between paper and released code that are no quirks.
+        differences: between paper, released code and kdlab that are no quirks, and why; Markdown, a point each.
     """
 
     build: Callable[..., Method]
     pairs: tuple[tuple[Modality, Modality], ...]
     options: tuple[Option, ...] = ()
-    notes: str = ""
+    differences: tuple[str, ...] = ()
 
     def __call__(self, student: Modality, teacher: Modality, given: Mapping[str, str] | None = None) -> Method:
         """The intended method for a pair of modalities, with some options as words.
@@ -78,9 +78,13 @@ class Paper:
         values: dict[str, Any] = {name: known[name].read(text) for name, text in (given or {}).items()}
         return self.build(student, teacher, **values)
 
+    def own(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Those of some options that are this paper's."""
+        return {option.name: given[option.name] for option in self.options if option.name in given}
+
 
 def together(
-    papers: Sequence[Paper], student: Modality, teacher: Modality, given: Mapping[str, str] | None = None
+    papers: Sequence[PaperMethod], student: Modality, teacher: Modality, given: Mapping[str, str] | None = None
 ) -> Method:
     """The sum of papers' methods; an option goes to every paper that has one of that name.
 
@@ -89,8 +93,7 @@ def together(
     """
     given = given or {}
     _known(given, {option.name: option for paper in papers for option in paper.options})
-    own = [{o.name: given[o.name] for o in paper.options if o.name in given} for paper in papers]
-    return reduce(add, (paper(student, teacher, values) for paper, values in zip(papers, own, strict=True)))
+    return reduce(add, (paper(student, teacher, paper.own(given)) for paper in papers))
 
 
 def _known(given: Mapping[str, str], known: Mapping[str, Option]) -> None:

@@ -9,18 +9,7 @@ The student has what the teacher has: a camera branch, a branch that stands in f
 `kdlab.models.camera.SimulatedLidar`; it is a camera detector with ``camera.simulated_lidar``, and sees images only. So
 four things can be compared: camera BEV (intra-modal), LiDAR BEV around objects (cross-modal), fused BEV, predictions.
 
-Differences that are no quirks, and why:
-
-* The cross-modal mask is as released: Gaussians of a class merge by maximum, classes add up (to more than 1 where they
-  overlap), and both sides are multiplied, so errors count by its square. The paper draws an "object-aware mask".
-* The mean of the cross-modal errors is over all cells, not the mask's, as released: hence its weight of 100.
-* The intended class term is what its code was adapted from, a helper for distillation in OpenPCDet; the intended box
-  term is the released one at the boxes alone. Nobody has tuned the weights of 0.25 for these.
-* Comparisons off in every released config are in `kdlab.parity` alone: unmasked cross-modal errors, image features, and
-  what was left of a TransFusion head. Supervised depth belongs to kdlab's camera detectors (``camera.depth_weight``).
-* They belong to the released detectors, and kdlab distils between its own: geometry compensation and LiDAR depths in
-  the teacher's lift; the fuser's order of camera and LiDAR; weights that only the teacher's backbone takes from
-  elsewhere (MB:213-215), where kdlab has ``camera.pretrained``.
+Differences between paper, released code and kdlab that are no quirks stand in `DIFFERENCES`.
 """
 
 from __future__ import annotations
@@ -33,7 +22,7 @@ from torch import Tensor
 
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, TeacherMode, Term, Variant
-from kdlab.distill.options import Paper
+from kdlab.distill.options import PaperMethod
 from kdlab.distill.places import Cells, Slots, TermResult
 from kdlab.distill.regions import gaussian_mask
 from kdlab.distill.terms import class_probability
@@ -206,7 +195,7 @@ QUIRKS = (
         "simdistill.sum_over_batch",
         "adds up the samples of a batch in both prediction terms, so that they grow with it",
         "MH:1049-1075, 1118-1160",
-        means="a batch's loss is the mean of its samples'",
+        means="kdlab's choice, as for every other loss: a batch's loss is the mean of its samples'",
     ),
     Quirk(
         "simdistill.truncate_centre",
@@ -228,6 +217,7 @@ QUIRKS = (
         "MB:125-126, 348, 362; MV/depth_lss.py:90, 110",
         "student",
         student="camera.shared_lift",
+        within="camera.simulated_lidar",
         means="two projections into the BEV, one for each branch",
     ),
     Quirk(
@@ -236,6 +226,7 @@ QUIRKS = (
         "MD:134-142",
         "student",
         student="camera.corner_reference",
+        within="camera.simulated_lidar",
         means="offsets count from a cell's centre, as in Deformable DETR",
     ),
     Quirk(
@@ -320,4 +311,33 @@ def simdistill(variant: Variant = "intended") -> Method:
     ).variant(variant)
 
 
-PAPER = Paper(lambda student, teacher: simdistill().between(student, teacher), (("camera", "fusion"),), (), __doc__)
+DIFFERENCES = (
+    "The cross-modal mask is as released: Gaussians of a class merge by maximum, classes add up (to more than 1 where "
+    'they overlap), and both sides are multiplied, so errors count by its square. The paper draws an "object-aware '
+    'mask".',
+    "The mean of the cross-modal errors is over all cells, not the mask's, as released: hence its weight of 100.",
+    "The intended class term is what its code was adapted from, a helper for distillation in OpenPCDet; the intended "
+    "box term is the released one at the boxes alone. Nobody has tuned the weights of 0.25 for these.",
+    "Comparisons off in every released config are in `kdlab.parity` alone: unmasked cross-modal errors, image "
+    "features, and what was left of a TransFusion head. Supervised depth belongs to kdlab's camera detectors "
+    "(`camera.depth_weight`).",
+    "The quirk `lidar_depth` is kdlab's in detail: the nearest of several points counts in a pixel, a 1x1 convolution "
+    "and 3x3 ones of stride 2 read the depths, one more mixes them into the image features. The released code keeps "
+    "the point that was written last (MV/base.py:239-294), has convolutions 1x1, 5x5 of stride 4 and 5x5 of stride 2, "
+    "and hands both to the depth net side by side (MV/depth_lss.py).",
+    "Nothing but the teacher's backbone takes the pretrained weights (MB:213-215), and the student's heat-map bias is "
+    "never set: the released student starts from random weights, unless the checkpoint it is loaded from has its own. "
+    "kdlab has `camera.pretrained`, and sets the bias.",
+    "The rule that trains the backbone at a tenth of the rate names the frozen teacher's alone, so the released "
+    "student's is trained at the full rate; kdlab has `train.camera_lr`.",
+    "The checkpoint that the released README names for the teacher has another decoder and head and no geometry "
+    "compensation, and loads all the same: these parts of the teacher may have been random and frozen. kdlab's teacher "
+    "is trained.",
+    "They belong to the released detectors, and kdlab distils between its own: geometry compensation and LiDAR depths "
+    "in the teacher's lift; the fuser's order of camera and LiDAR.",
+)
+"""No quirks, and why."""
+
+PAPER = PaperMethod(
+    lambda student, teacher: simdistill().between(student, teacher), (("camera", "fusion"),), (), DIFFERENCES
+)

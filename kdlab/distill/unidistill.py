@@ -6,21 +6,8 @@ Method from megvii-research/CVPR2023-UniDistill, commit 32f02b4. Its four script
 ..._lidar_exp_distill_fusion.py. The paper's body was not at hand: what it intends is reconstructed from its abstract,
 reviews of it and the code. Its equations are 3 (feature), 4-5 (relation) and 6-7 (response), second-hand.
 
-Differences that are no quirks, and why:
-
-* Too little is known of the paper's form, second-hand: the response terms as one masked sum over the class maximum and
-  the regression channels together; a mask as wide as CenterPoint's (set ``overlap`` 0.1 and ``min_radius`` 2 in the
-  response terms' options); the learning rate of LiDAR and fusion models, 1e-4 in the paper and 1e-3 in the code
-  (kdlab's belongs to the training config, not to a method).
-* They belong to the released detectors, and kdlab distils between its own: the IoU-aware head with top-9 assignment and
-  learned loss weights, 66 regression channels where kdlab's head has 60 (the term averages over channels, whatever
-  their number); the lift that truncates cell indices toward zero, where kdlab's rounds down.
-* They are faults of the released input pipeline, before any tensor that a term sees: clouds padded with zeros to equal
-  length, which adds points at the origin where a batch has more than one sample; images in BGR order normalised with
-  the statistics of RGB.
-
-The released loader keeps a box only if one of its corners is in range; `Distiller.context` does so for every method, by
-the footprint.
+Differences between paper, released code and kdlab that are no quirks stand in `DIFFERENCES`. The released loader keeps
+a box only if one of its corners is in range; `Distiller.context` does so for every method, by the footprint.
 """
 
 from __future__ import annotations
@@ -33,7 +20,7 @@ from torch import Tensor, nn
 from kdlab.config import Modality
 from kdlab.distill.context import Context
 from kdlab.distill.method import Adapter, Method, Quirk, TeacherMode, Term, Variant
-from kdlab.distill.options import SWITCH, Option, Paper
+from kdlab.distill.options import SWITCH, Option, PaperMethod
 from kdlab.distill.places import Cells, Pairs, Points, TermResult
 from kdlab.distill.regions import gaussian_mask, rows_to_first_zero, rows_to_last_box, with_midpoints
 from kdlab.distill.terms import class_probability, cosine_relation, masked_mean_l1, places_read, read_points
@@ -231,8 +218,9 @@ def _terms(path: Path, adapt: bool) -> tuple[Term, ...]:
 
     options = {"overlap": 0.7, "min_radius": 0}
     adapters = ("unidistill.low", "unidistill.high") if adapt else (None, None)
+    cure = "" if adapt else "--options adapt on"
     return (
-        Term(name="feature", function=feature, weight=low, source=source(196, 245), adapter=adapters[0]),
+        Term(name="feature", function=feature, weight=low, source=source(196, 245), adapter=adapters[0], adapt=cure),
         Term(
             name="relation",
             function=relation,
@@ -241,6 +229,7 @@ def _terms(path: Path, adapt: bool) -> tuple[Term, ...]:
             teacher="teacher.neck",
             student="student.neck",
             adapter=adapters[1],
+            adapt=cure,
         ),
         Term(
             name="response_class",
@@ -290,8 +279,10 @@ def unidistill(path: Path = "L2C", variant: Variant = "intended", adapt: bool | 
 def nearest(student: Modality, teacher: Modality) -> Path:
     """The path of these modalities; for a pair without one, the path whose weights and quirks are taken.
 
-    Cameras teach a fusion student as they teach a LiDAR (C2L, with adapters); else the teacher is no worse than the
-    student and sees what it sees, as on the paths from fusion: F2C for cameras, F2L for others.
+    It is kdlab's choice, by what the weaker side sees. Cameras teach a fusion student as they teach a LiDAR (C2L, with
+    adapters), and cameras teach cameras as fusion does (F2C). The rest goes by F2L: LiDAR or fusion to their like, as
+    no worse teachers, and LiDAR to fusion, where LiDAR is most of what either knows, although the student sees more;
+    adapters, as for a weaker teacher, are there with option ``adapt``.
     """
     for path, row in PATHS.items():
         if (row.student, row.teacher) == (student, teacher):
@@ -315,12 +306,26 @@ def by_modality(student: Modality, teacher: Modality, path: str = "auto", adapt:
     return method.between(student, teacher)
 
 
-PAPER = Paper(
+DIFFERENCES = (
+    "Too little is known of the paper's form, second-hand: the response terms as one masked sum over the class maximum "
+    "and the regression channels together; a mask as wide as CenterPoint's (set `overlap` 0.1 and `min_radius` 2 in "
+    "the response terms' options); the learning rate of LiDAR and fusion models, 1e-4 in the paper and 1e-3 in the "
+    "code (kdlab's belongs to the training config, not to a method).",
+    "They belong to the released detectors, and kdlab distils between its own: the IoU-aware head with top-9 "
+    "assignment and learned loss weights, 66 regression channels where kdlab's head has 60 (the term averages over "
+    "channels, whatever their number); the lift that truncates cell indices toward zero, where kdlab's rounds down.",
+    "They are faults of the released input pipeline, before any tensor that a term sees: clouds padded with zeros to "
+    "equal length, which adds points at the origin where a batch has more than one sample; images in BGR order "
+    "normalised with the statistics of RGB.",
+)
+"""No quirks, and why."""
+
+PAPER = PaperMethod(
     by_modality,
     tuple((row.student, row.teacher) for row in PATHS.values()),
     (
         Option("path", ("auto", *PATHS), "auto", "whose weights and quirks to take; auto: those of the modalities"),
         Option("adapt", ("auto", *SWITCH), "auto", "1x1 adapters on the student's two maps; auto: for C2L alone"),
     ),
-    __doc__,
+    DIFFERENCES,
 )

@@ -189,8 +189,6 @@ class CameraEncoder(nn.Module):
         self.backbone = build_backbone(camera, camera.pretrained and load_pretrained)
         self.neck = build_neck(camera, self.backbone)
         self.depth_net = DepthNet(camera)
-        if camera.lidar_depth and camera.frames > 1:
-            raise ValueError("CameraConfig.lidar_depth is for one frame: points of past frames are not at hand")
         self.lidar_depth = LidarDepth(camera.channels, camera.stride) if camera.lidar_depth else None
         self.refine = _bev_blocks(camera)
         mixed = camera.context * camera.frames

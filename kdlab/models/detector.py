@@ -59,6 +59,8 @@ def channels_of(config: DetectorConfig) -> Channels:
     simulated = has_camera and camera.simulated_lidar
     if simulated and has_lidar:
         raise ValueError("CameraConfig.simulated_lidar is for camera detectors: a fusion detector has real LiDAR")
+    if has_camera and camera.lidar_depth and camera.frames > 1:
+        raise ValueError("CameraConfig.lidar_depth is for one frame: points of past frames are not at hand")
     return Channels(
         image=camera.channels if has_camera else 0,
         depth=depth_bins(camera.depth) if has_camera else 0,
@@ -107,6 +109,10 @@ class Detector(nn.Module):
         self.encoder = BEVEncoder(config.bev)
         self.neck = BEVNeck(config.bev)
         self.head = CenterHead(config.bev.neck, config.head, config.grid)
+
+    def seen(self, batch: Batch) -> Batch:
+        """What it may see of a batch at test time: images alone, where they are all that it reads."""
+        return batch.images_only() if self.config.sensors == "camera" else batch
 
     def encode(self, batch: Batch, keep_lift: bool = False) -> Features:
         """Sensors to BEV: features with everything up to ``bev`` filled in.

@@ -218,6 +218,10 @@ class LabelDetector(nn.Module):
         neck, predictions = self.detector.decode_stages(features.stages)
         return replace(features, neck=neck, predictions=predictions)
 
+    def seen(self, batch: Batch) -> Batch:
+        """All of a batch, see `Detector.seen`: it is told the annotations."""
+        return batch
+
     def predict(self, features: Features) -> list[Detections]:
         """Final boxes of each sample, see `Detector.predict`."""
         return self.detector.predict(features)

@@ -38,15 +38,16 @@ def parity(folder: Path) -> list[Row]:
     if not files:
         raise FileNotFoundError(f"{folder}: no folder with .npz files")
     rows = [row for file in files for row in _file_rows(str(file.relative_to(folder)), file)]
-    unread = [path for path in sorted(folder.rglob("*")) if _unread(path)]
-    return rows + [Row(str(p.relative_to(folder)), "-", None, 0.0, note="only .npz files can be read") for p in unread]
+    unread = [name for name in sorted(path.relative_to(folder) for path in folder.rglob("*")) if _unread(folder, name)]
+    return rows + [Row(str(name), "-", None, 0.0, note="only .npz files can be read") for name in unread]
 
 
-def _unread(path: Path) -> bool:
-    """It holds arrays of another format, or is a folder without a file that can be read."""
-    if path.is_dir():
-        return not path.name.startswith((".", "__")) and not any(path.rglob("*.npz"))
-    return path.suffix in _OTHER
+def _unread(folder: Path, name: Path) -> bool:
+    """It holds arrays of another format, or is a folder without a file that can be read; hidden ones do not count."""
+    if any(part.startswith((".", "__")) for part in name.parts):
+        return False
+    path = folder / name
+    return not any(path.rglob("*.npz")) if path.is_dir() else path.suffix in _OTHER
 
 
 def _file_rows(name: str, file: Path) -> list[Row]:

@@ -132,5 +132,5 @@ def _inputs(detectors: list[DetectorConfig], batch: int) -> float:
     images = max(
         d.camera.image_size[0] * d.camera.image_size[1] * d.camera.frames * (d.modality != "lidar") for d in detectors
     )
-    sweeps = max(d.lidar.sweeps * (d.modality != "camera") for d in detectors)
+    sweeps = max(d.lidar.sweeps * (d.sensors != "camera") for d in detectors)
     return batch * (images * CAMERAS * 3.0 + sweeps * POINTS_PER_SWEEP * (5 * 4 + 8))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdlab.cost import parameters
 from kdlab.distill import Distiller, Method, Part, TensorPath
 from kdlab.models import Detector
-from kdlab.models.camera import CameraEncoder, depth_loss
+from kdlab.models.camera import CameraEncoder, SimulatedLidar, depth_loss
 from kdlab.models.head import focal_sums
 from kdlab.models.labels import VALUES, LabelEncoder, LabelMaps
 from kdlab.models.lift import depth_bins
@@ -90,62 +90,85 @@ class Parts:
         yield self._part("pillars", run, (points, 8), modules=layers)
 
     def _camera(self, camera: CameraEncoder) -> Iterator[PartCost]:
-        config, frames = camera.config, camera.config.frames
+        config, simulated = camera.config, camera.simulated
         h, w = (side // config.stride for side in config.image_size)
         images, bins = self.batch * CAMERAS, depth_bins(config.depth)
-        image = (images, config.channels, h, w)
+        seen = [(images, config.channels, h, w), (images, 18)]
+        seen += [(images, 1, *config.image_size)] if config.lidar_depth else []
+        before = [simulated.in_images] if simulated is not None and config.shared_lift else []
 
         def see(pixels: Tensor) -> Tensor:
             found: Tensor = camera.neck(camera.backbone(pixels))
             return found
 
-        def lift(features: Tensor, entries: Tensor) -> Any:
+        def lift(features: Tensor, entries: Tensor, *lidar: Tensor) -> Any:
+            for module in before:
+                features = module(features)
+            if camera.lidar_depth is not None:
+                features = camera.lidar_depth(features, *lidar)
             depth, context = camera.depth_net(features, entries)
-            if not (config.depth_supervision and self.trained):
+            if not (config.depth_supervision and torch.is_grad_enabled()):
                 return depth, context
             target = torch.zeros(self.batch, CAMERAS, h, w)
             return depth_loss(depth.unflatten(0, (self.batch, CAMERAS)), target, config.depth), context
 
-        seeing = self._part(
-            "image backbone and neck", see, (images, 3, *config.image_size), modules=[camera.backbone, camera.neck]
-        )
-        lifting = self._part("depth net", lift, image, (images, 18), modules=[camera.depth_net])
-        yield self._past(seeing, frames)
-        yield self._past(lifting, frames)
-        yield self._past(self._lift("lift", images * h * w, bins), frames)
-        refining = self._part("BEV of a frame", camera.refine, (self.batch, config.context, *self.shape))
+        looking = [camera.backbone, camera.neck]
+        yield self._by_frame("image backbone and neck", see, (images, 3, *config.image_size), modules=looking)
+        lifting = [m for m in (*before, camera.lidar_depth, camera.depth_net) if m is not None]
+        yield self._by_frame("depth net", lift, *seen, modules=lifting)
+        yield self._lift("lift", images * h * w, bins, config.frames)
+        bev = (self.batch, config.context, *self.shape)
         if len(list(camera.refine.children())):
-            yield self._past(refining, frames)
-        yield self._part("temporal", camera.temporal, (self.batch, config.context * frames, *self.shape))
-        simulated = camera.simulated
-        if simulated is not None:
-            bev = (self.batch, config.context, *self.shape)
+            yield self._by_frame("BEV of a frame", camera.refine, bev, modules=[camera.refine])
+        yield self._part("temporal", camera.temporal, (self.batch, config.context * config.frames, *self.shape))
+        if simulated is not None and simulated.depth_net is None:
+            yield self._part("simulated LiDAR", simulated.in_bev, bev)
+        elif simulated is not None:
+            yield self._simulated(simulated, seen, bev)
+            yield self._lift("simulated LiDAR's lift", images * h * w, bins, 0)  # by the key frame's index
 
-            def pretend(features: Tensor, entries: Tensor, lifted: Tensor) -> Any:
-                if simulated.depth_net is None:
-                    return simulated.in_bev(lifted)
-                found = simulated.depth_net(simulated.in_images(features), entries)
-                return (*found, simulated.in_bev(simulated.refine(lifted)))
+    def _simulated(self, simulated: SimulatedLidar, seen: Sequence[tuple[int, ...]], bev: tuple[int, ...]) -> PartCost:
+        """Simulated LiDAR with a lift of its own, that lift left out."""
 
-            yield self._part("simulated LiDAR", pretend, image, (images, 18), bev, modules=[simulated])
-            if simulated.depth_net is not None:
-                shared = self._lift("simulated LiDAR's lift", images * h * w, bins)
-                yield replace(shared, kept={p: b - _INDEX * images * h * w * bins for p, b in shared.kept.items()})
+        def pretend(lifted: Tensor, features: Tensor, entries: Tensor, *lidar: Tensor) -> Any:
+            image = simulated.in_images(features)
+            if simulated.lidar_depth is not None:
+                image = simulated.lidar_depth(image, *lidar)
+            assert simulated.depth_net is not None
+            return (*simulated.depth_net(image, entries), simulated.in_bev(simulated.refine(lifted)))
 
-    def _past(self, key: PartCost, frames: int) -> PartCost:
+        return self._part("simulated LiDAR", pretend, bev, *seen, modules=[simulated])
+
+    def _by_frame(
+        self, name: str, run: Callable[..., Any], *shapes: tuple[int, ...], modules: Sequence[nn.Module]
+    ) -> PartCost:
         """A part of the key frame, together with that of past frames, which keep nothing without gradient."""
-        gradient = self.detector.config.camera.past_gradient
-        share = key.trained if gradient else key.trained / frames
-        grown = {p: b * (frames if gradient else 1) for p, b in key.kept.items()}
-        return replace(key, flop=key.flop * frames, kept=grown, trained=share)
+        key, camera = self._part(name, run, *shapes, modules=modules), self.detector.config.camera
+        past = camera.frames - 1
+        if not past:
+            return key
+        others = measure(name, run, [(n * past, *rest) for n, *rest in shapes], modules, False)
+        share, kept = key.trained / camera.frames, key.kept
+        if camera.past_gradient or not self.trained:
+            share, kept = key.trained, {p: size * camera.frames for p, size in key.kept.items()}
+        passing = key.passing if camera.past_gradient and self.trained else others.passing
+        return replace(key, flop=key.flop + others.flop, kept=kept, passing=passing, trained=share)
 
-    def _lift(self, name: str, pixels: int, bins: int) -> PartCost:
-        """Upper bound: as if all points of the frustums fell into the grid."""
-        points, context = pixels * bins, self.detector.config.camera.context
-        table, cells = 4.0 * pixels * context, 4.0 * self.batch * context * math.prod(self.shape)
-        size = _INDEX * points + (table + cells + 4.0 * points if self.trained else cells)
-        kept = dict.fromkeys(PRECISIONS, size)
-        return PartCost(self.side + name, 0, 2.0 * points * context, kept, trained=1.0 if self.trained else 0.0)
+    def _lift(self, name: str, pixels: int, bins: int, frames: int) -> PartCost:
+        """Upper bound: as if all points of the frustums fell into the grid; with indices of as many frames."""
+        points, camera = pixels * bins, self.detector.config.camera
+        table, cells = 4.0 * pixels * camera.context, 4.0 * self.batch * camera.context * math.prod(self.shape)
+        once, past = table + cells + 4.0 * points, max(frames - 1, 0)
+        kept = once * (1 + past * camera.past_gradient) if self.trained else cells * (1 + past)
+        passing = 0.0 if self.trained and camera.past_gradient else once * past
+        return PartCost(
+            self.side + name,
+            0,
+            2.0 * points * camera.context * (1 + past),
+            dict.fromkeys(PRECISIONS, _INDEX * points * frames + kept),
+            dict.fromkeys(PRECISIONS, passing),
+            float(self.trained) / (1 if camera.past_gradient else 1 + past),
+        )
 
 
 def distillation(method: Method, student: Detector, teacher: Detector, batch: int) -> list[PartCost]:

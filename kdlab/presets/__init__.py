@@ -54,10 +54,9 @@ SCALES: dict[tuple[str, str], dict[str, float]] = {
 }
 """Factors on the papers' weights by preset and method: weights do not port between widths. Presets of papers have none.
 
-tiny, unidistill: from four trials of one seed on sim_val. At the papers' weights the feature term is larger than the
-detection losses together; a tenth of it, or a twentieth beside a quarter of the relation term, still cost mAP.
-tiny, the others: only from the size of the terms beside the detection loss, not from mAP. LabelDistill with features
-x0.03 and responses x0.5 had cost mAP in its one trial.
+tiny: from the terms' gradients at the student's shared BEV map (`train.gradients_every`): together about as large as a
+third of the detection losses' gradient, those that point against it small. Larger ones cost mAP on sim_val, see
+docs/results.md.
 """
 
 PRESETS: dict[str, Callable[..., RunConfig]] = {

@@ -126,6 +126,18 @@ DISTILLBEV = Paper(
             "sigmoid bins over all",
             "one depth loss for all papers",
         ),
+        (
+            "the lift keeps points between -3.16 and 4.84 m, the detector's range, not between -10 and 10 m",
+            "one range of heights for both sensors",
+        ),
+        (
+            "a 3x3 convolution (128 to 128) mixes the frames before the BEV encoder, and feeds its first stage",
+            "kdlab's temporal mix",
+        ),
+        (
+            "the teacher's one-cycle starts at a tenth of the peak and ends at a thousandth; its momentum stays",
+            "kdlab's schedule",
+        ),
         ("past frames are the keyframe before, not drawn at random", "kdlab's frames are keyframes"),
         ("velocities in m/s, not displacements between frames", "one unit on both sides of the copied task heads"),
         ("the neck takes all three stages by 1x1 convolutions, not the first and the last", "kdlab's neck"),

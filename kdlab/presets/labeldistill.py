@@ -85,7 +85,7 @@ LABELDISTILL = Paper(
         "detector.lidar.finer": "kdlab's, in place of sparse voxels",
         "detector.lidar.layers": "kdlab's, in place of sparse voxels",
         "detector.lidar.sweeps": "datasets/nusc_det_dataset_lidar.py:376",
-        "detector.bev.channels": "4KEY, 750 channels mixed to a frame's 150 (camera); 4KEY:99-151 (teacher)",
+        "detector.bev.channels": "kdlab's, a frame's channels (camera); 4KEY:99-151 (teacher)",
         "detector.bev.stages": "4KEY, 300 / 600 / 1200 behind its input (camera); 4KEY:99-151 (teacher)",
         "detector.bev.blocks": "4KEY (camera); 4KEY:99-151, six convolutions a stage (teacher)",
         "detector.bev.neck": "4KEY, 4 x 64 (camera); 4KEY:99-151, 2 x 256 (teacher)",
@@ -115,6 +115,10 @@ LABELDISTILL = Paper(
     },
     deviations=(
         ("past frames lie half a second apart, not one", "kdlab's frames are keyframes one after another"),
+        (
+            "a 3x3 convolution mixes the frames' 750 channels to 150 before trunk and neck, which see all there",
+            "kdlab's temporal mix",
+        ),
         ("a residual block at full resolution before the trunk, whose stages are residual too", "kdlab's BEV encoder"),
         ("no ASPP, dropout and deformable convolution in the depth net", "one depth net for all papers"),
         ("sweeps of the past alone, not three of the future", "a teacher that could run on a car"),

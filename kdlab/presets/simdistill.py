@@ -108,13 +108,27 @@ SIMDISTILL = Paper(
         ),
         ("the teacher's lift reads images only, and has no geometry compensation", "kdlab's fusion detector"),
         ("the lift goes to the grid at once, not to cells half as wide first", "one lift for all papers"),
+        (
+            "the lift keeps points between -3.16 and 4.84 m, the detector's range, not between -10 and 10 m",
+            "one range of heights for both sensors",
+        ),
+        ("the camera's map passes a 1x1 convolution (80 to 256) before the fuser", "kdlab's temporal mix of one frame"),
         ("the BEV encoder's third stage has stride 8, not 4", "each of kdlab's stages halves the map"),
         ("a sum of levels in the image neck, not two-step concatenation", "kdlab's neck"),
         (
             "a one-cycle from a tenth of the peak to a thousandth, not from a fifth to 1e-5; momentum stays",
             "kdlab's schedule",
         ),
-        ("weights from ImageNet on both sides, not from nuImages on the teacher's", "what timm has"),
+        (
+            "backbones start from ImageNet; in the released code the teacher's from nuImages, the student's at random",
+            "what timm has; and what the student's file was meant for",
+        ),
+        ("the heat map's bias starts at -2.19", "the released code never calls the routine that would set it"),
+        ("the backbone drops paths at rates up to 0.1, not 0.2", "timm's backbones as they are"),
+        (
+            "the backbone's tables of relative positions decay with the other weights",
+            "kdlab's rule: what is no vector decays",
+        ),
         ("the teacher is trained by the student's recipe", "the released checkpoint has another head"),
     ),
 )

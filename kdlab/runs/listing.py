@@ -120,7 +120,7 @@ def _info(path: Path) -> RunInfo:
     return RunInfo(
         path,
         "broken" if why else run_state(path)[0],
-        config.detector.modality,
+        config.detector.sensors,
         config.distill.method if config.distill is not None else "",
         config.distill.teacher if config.distill is not None else "",
         config.train.seed,

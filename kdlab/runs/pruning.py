@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from kdlab.checkpoint import RunFolder
+from kdlab.checkpoint import RunFolder, load_run_config
 from kdlab.runs.listing import RunInfo, duration, find_studies, list_runs, megabytes
 
 Kind = Literal["checkpoints", "results", "tensorboard", "unfinished"]
@@ -30,6 +29,9 @@ QUIET_SECONDS = 600
 """A run in which nothing was written for so long is not being trained."""
 
 DAY = 86400.0
+
+_ROLES = {"teacher": "teacher", "camera_start": "camera start"}  # what a run is to another, by key of versions.json
+_Use = tuple[Path, str, str]  # run or study, the run that its config names, key of the role
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,18 @@ def prune(
     Raises:
         FileNotFoundError: no such folder.
         ValueError: an unknown kind; or a run that lies outside the root, is no run folder, is a link, is being written,
-            or is the teacher of another run, or of a study, at or below the root.
+            or is the teacher or camera start of another run, or of a study, at or below the root.
     """
     unknown = [kind for kind in what if kind not in KINDS]
     if unknown:
         raise ValueError(f"prune: unknown kind {unknown[0]!r}; known: {', '.join(KINDS)}")
     infos, kept = list_runs(root), dict[Path, str]()
-    pupils = [(info.path, info.teacher) for info in infos] + _planned(root)
-    named = {_named(Path(run), Path(root), infos, pupils) for run in runs}
+    uses = [use for info in infos for use in _uses(info)] + _planned(root)
+    named = {_named(Path(run), Path(root), infos, uses) for run in runs}
     sizes = dict[Path, int]()
     for info in infos:
         chosen = _made(info.path, MADE) if info.path in named else _chosen(info, what)
-        why = "" if info.path in named or not chosen else _reason(info, pupils, older_than)
+        why = "" if info.path in named or not chosen else _reason(info, uses, older_than)
         if why:
             kept[info.path] = why
             continue
@@ -106,15 +108,24 @@ def prune(
     return Pruning(sizes, kept, yes)
 
 
-def _planned(root: Path | str) -> list[tuple[Path, str]]:
-    """The studies at or below a folder with the teachers that they name."""
+def _uses(info: RunInfo) -> list[_Use]:
+    """What a run takes from other runs."""
+    start = ""
+    with contextlib.suppress(OSError, ValueError):
+        start = load_run_config(info.path).train.camera_start
+    return [(info.path, info.teacher, "teacher"), (info.path, start, "camera_start")]
+
+
+def _planned(root: Path | str) -> list[_Use]:
+    """What the studies at or below a folder take from runs."""
     found = []
     for path in find_studies(root):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             plan = json.loads(path.read_text())
-            names = [change["set"].get("distill.teacher") for change in plan["changes"]]
-            names.append((plan["base"].get("distill") or {}).get("teacher"))
-            found += [(path, name) for name in names if name]
+            for section, key in (("distill", "teacher"), ("train", "camera_start")):
+                names = [change["set"].get(f"{section}.{key}") for change in plan["changes"]]
+                names.append((plan["base"].get(section) or {}).get(key))
+                found += [(path, name, key) for name in names if name]
     return found
 
 
@@ -156,17 +167,17 @@ def _made(run: Path, patterns: Iterable[str]) -> list[Path]:
     return [path for path in found if not path.is_symlink()]
 
 
-def _reason(info: RunInfo, pupils: Sequence[tuple[Path, str]], older_than: float) -> str:
+def _reason(info: RunInfo, uses: Sequence[_Use], older_than: float) -> str:
     """Why a run that nobody named is left alone; empty where nothing speaks for it."""
     if busy := _busy(info):
         return busy
     if info.age < older_than * DAY:
         return f"was written {info.age / DAY:.1f} days ago, less than {older_than:g}"
-    pupil = _pupil(info, pupils) if info.state != "finished" else None
-    return f"is the teacher of {pupil}" if pupil is not None else ""
+    role = _role(info, uses) if info.state != "finished" else ""
+    return f"is {role}" if role else ""
 
 
-def _named(run: Path, root: Path, infos: Sequence[RunInfo], pupils: Sequence[tuple[Path, str]]) -> Path:
+def _named(run: Path, root: Path, infos: Sequence[RunInfo], uses: Sequence[_Use]) -> Path:
     """The listed folder of a run that a person named for removal, weights and all.
 
     Raises:
@@ -177,9 +188,8 @@ def _named(run: Path, root: Path, infos: Sequence[RunInfo], pupils: Sequence[tup
         raise ValueError(f"{run} is no run folder at or below {root}, or a link; nothing was removed")
     if busy := _busy(found[0]):
         raise ValueError(f"{run} {busy}; nothing was removed")
-    pupil = _pupil(found[0], pupils)
-    if pupil is not None:
-        raise ValueError(f"{run} is the teacher of {pupil}, which names it in its config; nothing was removed")
+    if role := _role(found[0], uses):
+        raise ValueError(f"{run} is {role}, which names it in its config; nothing was removed")
     return found[0].path
 
 
@@ -203,21 +213,25 @@ def _locked(run: Path) -> bool:
     return False
 
 
-def _pupil(info: RunInfo, pupils: Sequence[tuple[Path, str]]) -> Path | None:
-    """A run or study that this one teaches, by the path that it names, wherever it ran, or by the weights' digest."""
-    own, weights = info.path.resolve(), RunFolder(info.path).weights
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12] if weights.exists() else None
-    for other, teacher in pupils:
-        words = tuple(part for part in Path(teacher).parts if part not in ("..", "/"))
+def _role(info: RunInfo, uses: Sequence[_Use]) -> str:
+    """What a run is to another run or a study that uses it, in words; empty where none does.
+
+    It is known by the path that the other names, wherever that ran, or by the weights' digest.
+    """
+    own, folder = info.path.resolve(), RunFolder(info.path)
+    digest = folder.digest if folder.finished else None
+    for other, named, key in uses:
+        words = tuple(part for part in Path(named).parts if part not in ("..", "/"))
         by_path = bool(words) and own.parts[-len(words) :] == words
-        if other != info.path and (by_path or (digest is not None and digest == _teacher_digest(other))):
-            return other
-    return None
+        if other != info.path and (by_path or (digest is not None and digest == _noted(other, key))):
+            return f"the {_ROLES[key]} of {other}"
+    return ""
 
 
-def _teacher_digest(run: Path) -> str | None:
+def _noted(run: Path, key: str) -> str | None:
+    """The digest of a run's teacher or camera start as its versions.json has it."""
     versions = RunFolder(run).versions
-    found: str | None = json.loads(versions.read_text()).get("teacher") if versions.exists() else None
+    found: str | None = json.loads(versions.read_text()).get(key) if versions.exists() else None
     return found
 
 

@@ -14,7 +14,7 @@ from kdlab.config import RunConfig
 from kdlab.data.batch import Loader
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.models import build_detector
-from kdlab.pairing import check_teacher
+from kdlab.pairing import check_camera_start, check_teacher
 from kdlab.studies.plan import Study, Trial
 from kdlab.studies.worlds import world_ready
 
@@ -33,14 +33,17 @@ def check(study: Study, todo: Sequence[Trial]) -> None:
         todo: its trials that are not finished.
 
     Raises:
-        FileNotFoundError: a teacher or a data set is missing, or a teacher is not finished.
+        FileNotFoundError: a teacher, a camera start or a data set is missing, or one of the runs is not finished.
         ValueError: a teacher or a split does not fit.
         OSError: too little room on the disk.
     """
     for trial in todo:
         try:
-            if not RunFolder(trial.folder).finished:
+            folder = RunFolder(trial.folder)
+            if not folder.finished:
                 check_teacher(trial.config)
+            if not (folder.finished or folder.checkpoint.exists()):
+                check_camera_start(trial.config)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{trial.change}: {error}") from error
     written = [trial for trial in todo if trial.world is None or world_ready(trial.config.data.root, trial.world)]

@@ -16,6 +16,7 @@ from kdlab.data.simulate_config import SimulationConfig
 from kdlab.distill import papers
 from kdlab.pairing import distillation, fit_student, method_of
 from kdlab.presets import PRESETS
+from kdlab.presets.paper import leaves
 from kdlab.studies.worlds import WORLDS, changed_world
 
 BASE = "base"
@@ -161,7 +162,8 @@ def expand(study: Study) -> tuple[Trial, ...]:
 
     Raises:
         FileNotFoundError: a world's knob, and no data set at the base's root.
-        ValueError: a change that does not fit the base; the message names change and key.
+        ValueError: a change that does not fit the base, or whose student its method made another than that of the
+            change that it is judged against; the message names change and key.
     """
     changes = study.changes if any(c.name == BASE for c in study.changes) else (Change(BASE, {}), *study.changes)
     configs = []
@@ -170,6 +172,7 @@ def expand(study: Study) -> tuple[Trial, ...]:
             configs.append(apply(change.set, study.base, study.out))
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"changes.{change.name}: {error}") from error
+    _same_students({change.name: (change, config) for change, (config, _) in zip(changes, configs, strict=True)})
     there = _stored(study.out)
     homes: dict[str, Path] = {}
     trials = []
@@ -181,6 +184,35 @@ def expand(study: Study) -> tuple[Trial, ...]:
             homes[name] = folder
             trials.append(_trial(study, change.name, seeded, folder, world))
     return tuple(trials)
+
+
+def differing(ours: DetectorConfig, theirs: DetectorConfig) -> dict[str, Any]:
+    """Fields in which a detector is not as another, by dotted key of RunConfig, with its own values."""
+    other = leaves(theirs)
+    return {f"detector.{name}": value for name, value in leaves(ours).items() if value != other[name]}
+
+
+def _same_students(changes: Mapping[str, tuple[Change, RunConfig]]) -> None:
+    """Refuse comparisons of two students that differ in what nobody asked for: what `apply` fitted to the methods."""
+    for change, ours in changes.values():
+        reference, theirs = changes[change.base]
+        asked = {*change.set, *reference.set, *_quirks_asked((change, ours), (reference, theirs))}
+        for name, value in differing(ours.detector, theirs.detector).items():
+            if not any(f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.") for key in asked):
+                raise ValueError(
+                    f"changes.{change.name}: the student has {name} {json.dumps(value)}, that of {reference.name!r}, "
+                    "which it is judged against, has not, only because their methods want them so; add a change that "
+                    f"sets {name} alone, and give its name as base"
+                )
+
+
+def _quirks_asked(*pair: tuple[Change, RunConfig]) -> set[str]:
+    """Fields of the student by the quirks that one of two changes names, where both are of one method."""
+    if len({config.distill.method if config.distill is not None else "" for _, config in pair}) > 1:
+        return set()
+    named = {quirk for change, _ in pair for quirk in change.set.get("distill.quirks", ())}
+    methods = (method_of(config) for _, config in pair)
+    return {f"detector.{q.student}" for m in methods if m is not None for q in m.quirks if q.name in named}
 
 
 def unique(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import timing
 import torch
 from bench_voxels import POINTS, cloud
@@ -175,6 +176,10 @@ CASES: dict[str, Modality] = {
 """Methods and their teachers."""
 ONLINE, CACHED = 1.6, 1.2
 """How many times the student's plain step a distilled one should take at most."""
+MISSED = {"labeldistill": (2.1, 1.55)}
+"""The same where the aim is not met: LabelDistill's four adapters alone are 45 % of this student's operations."""
+NOISE = 1.15
+"""By how much a ratio of interleaved times may come out above the truth on a machine that is used for other things."""
 
 
 def distilling_steps(name: str, size: int, folder: Path) -> dict[str, Callable[[], float]]:
@@ -239,9 +244,10 @@ def test_lidar_step() -> None:
     assert ratio is None or ratio > 0.7
 
 
-def test_distilled_step() -> None:
-    online, cached = measure_distillation("unidistill", 2)
-    assert online["ratio"] > 0.3 and cached["ratio"] > 0.7
+@pytest.mark.parametrize("name", CASES)
+def test_distilled_step(name: str) -> None:
+    for measured, most in zip(measure_distillation(name), MISSED.get(name, (ONLINE, CACHED)), strict=True):
+        assert measured["ratio"] > 1 / (most * NOISE), f"{measured['note']}, bound {most} x {NOISE}"
 
 
 def test_modalities() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from kdlab import cli
 from kdlab.distill import METHODS
+from kdlab.presets import SCALES
 
 ERRATA = Path(__file__).resolve().parents[2] / "docs" / "errata.md"
 
@@ -29,8 +30,11 @@ def test_errata_hold_every_quirk_with_its_evidence_and_switch() -> None:
         parts = (quirk.what, quirk.means, f"| {quirk.where} |", *((quirk.student,) if quirk.student else ()))
         assert all(part.replace("|values|", r"\|values\|") in rows[name] for part in parts)
     for paper in METHODS.values():
-        points = paper.notes.partition("Differences that are no quirks, and why:")[2].split("\n* ")[1:]
-        assert len(points) >= 3 and all(f"* {' '.join(p.split()[:5])}".replace("``", "`") in text for p in points)
+        assert len(paper.differences) >= 3
+        assert {f"* {difference}" for difference in paper.differences} <= set(text.splitlines())
+    for line in lines:
+        evidence = line.split(" | ")[3].split("; ")
+        assert len(set(evidence)) == len(evidence)
 
 
 def test_everything_of_a_method_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,9 +51,16 @@ def test_scales_options_pairs_and_sums(capsys: pytest.CaptureFixture[str]) -> No
         return next(line.split() for line in text.splitlines() if line.startswith(f"{term} "))
 
     assert row(said(capsys, "unidistill"), "feature")[3:6] == ["100", "1", "100"]
-    assert row(said(capsys, "unidistill", "--preset", "tiny"), "feature")[3:6] == ["100", "0.01", "1"]
+    scale = SCALES["tiny", "unidistill"]["feature"]
+    tuned = row(said(capsys, "unidistill", "--preset", "tiny"), "feature")[3:6]
+    assert tuned == ["100", f"{scale:g}", f"{100 * scale:g}"] and scale != 1
     assert row(said(capsys, "unidistill", "--student", "lidar"), "feature")[3] == "10"
-    assert "no path of the paper" in said(capsys, "simdistill", "--teacher", "lidar")
+    assert "; a weight for fusion to camera, not for lidar to camera" in said(
+        capsys, "simdistill", "--teacher", "lidar"
+    )
+    other = said(capsys, "unidistill", "--options", "path", "F2C")  # although the paper has lidar to camera
+    assert "weight F2C:500-505; a weight for fusion to camera, not for lidar to camera" in other
+    assert "camera teacher -> lidar student" in said(capsys, "unidistill", "--teacher", "camera")
     whole = said(capsys, "distillbev", "--options", "regions", "whole", "positions", "H")
     assert "background_H" in whole and "foreground" not in whole.partition("adapter")[0]
     both = said(capsys, "unidistill+labeldistill")
@@ -58,6 +69,11 @@ def test_scales_options_pairs_and_sums(capsys: pytest.CaptureFixture[str]) -> No
         (["nope"], "unknown method 'nope'"),
         (["unidistill", "--preset", "nope"], "unknown preset 'nope'; known: tiny"),
         (["unidistill", "--options", "levels", "0"], "unknown option 'levels'; known: path, adapt"),
+        (
+            ["distillbev", "--preset", "tiny", "--options", "positions", "B0,H"],
+            "distillbev: no preset scale for foreground_B0, background_B0, spatial_B0, which the options add; give a "
+            "weight to each: --weights foreground_B0 X",
+        ),
     ):
         assert cli.main(["methods", *words]) == 1
         assert problem in capsys.readouterr().err

@@ -74,3 +74,20 @@ def test_simdistill_builds_its_student(monkeypatch: pytest.MonkeyPatch, capsys: 
     words = "tiny camera --method simdistill --detector.camera.no-geometry-compensation --detector.fuser gated"
     detector = config_of(monkeypatch, words).detector
     assert not detector.camera.geometry_compensation and detector.fuser == "gated"
+
+
+def test_a_papers_plan_is_printed_before_a_new_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kdlab.train, "train", lambda config, out, **_: out)
+    monkeypatch.setattr("kdlab.commands.plan.plan_text", lambda *_: "THE PLAN")
+
+    def printed(preset: str, *more: str) -> bool:
+        assert cli.main(["train", preset, "lidar", "--out", str(tmp_path), *more]) == 0
+        return "THE PLAN" in capsys.readouterr().out
+
+    assert printed("paper-unidistill") and not printed("tiny")
+    for name in ("checkpoint/state.pt", "detector.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+        assert not printed("paper-unidistill") and printed("paper-unidistill", "--restart")

@@ -285,7 +285,7 @@ def test_every_knob_at_once_still_makes_a_valid_set(tmp_path: Path) -> None:
         lidar_beams=16, lidar_rolling=True, lidar_time_offset=-0.05, camera_time_offset=0.1, calibration_rotation=0.5,
         calibration_translation=0.05, night=0.7, fog=0.3, traffic=0.5, occlusion=0.7, speed=0.5, antialias=False,
     )  # fmt: skip
-    out = simulate(tmp_path / "knobs", config, workers=2, progress=False)
+    out = simulate(tmp_path / "knobs", config, workers=1, progress=False)
     nusc = NuScenes("v1.0-sim", str(out), verbose=False)
     sample = nusc.sample[0]
     stamps = {d: nusc.get("sample_data", t)["timestamp"] - sample["timestamp"] for d, t in sample["data"].items()}

@@ -294,6 +294,17 @@ def test_float32_under_autocast():
         torch.testing.assert_close(mixed[name].value, result.value, rtol=2e-2, atol=1e-4)  # adapters run in bfloat16
 
 
+def test_modules_that_a_term_calls_stay_in_float32_under_autocast():
+    method = distillbev().flip(["distillbev.spatial_conv"])
+    distiller = Distiller(method, FakeDetector(0), FakeDetector(1), grid=GRID).eval()
+    seen = {}
+    for name in ("distillbev/H", "distillbev/spatial_H"):
+        distiller.adapters[name].register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        distiller(features(0), batch_of(boxes(0)))
+    assert seen == {"distillbev/H": torch.bfloat16, "distillbev/spatial_H": torch.float32}
+
+
 def test_heads_start_from_the_teachers(tmp_path):
     configs = [mini_config(tmp_path, m).detector for m in ("camera", "lidar")]
     student, teacher = (Detector(c, load_pretrained=False) for c in configs)
@@ -314,7 +325,8 @@ def test_modalities():
         assert build_method(DistillConfig(method="distillbev"), "camera", teacher).name == "distillbev"
     for student, teacher in (("lidar", "camera"), ("camera", "camera"), ("fusion", "lidar")):
         method = build_method(DistillConfig(method="distillbev"), student, teacher)
-        assert all("a weight of no path of the paper" in term.source for term in method.terms)
+        said = f"; a weight for fusion/lidar to camera, not for {teacher} to {student}"
+        assert all(term.source.endswith(said) for term in method.terms)
 
 
 def built(**options):
@@ -331,6 +343,15 @@ def test_options_are_arguments():
         built(positions="B1,B9")
     with pytest.raises(ValueError, match="unknown option 'levels'; known: positions, false_positives"):
         built(levels="0")
+    alone = {"foreground_B1", "background_B1", "spatial_B1"}
+    assert {t.name for t in built(positions="B1").terms} == alone  # the default's H is not compared
+    assert {t.name for t in built(positions="B1", false_positives="B1").terms} == alone | {"false_positive_B1"}
+    for wrong in ("B2", "B1,H"):
+        with pytest.raises(ValueError, match=f"false_positives {wrong} are not all among the positions that are compa"):
+            built(positions="B1", false_positives=wrong)
+    with pytest.raises(ValueError, match="regions whole tells no false positives apart"):
+        built(regions="whole", false_positives="H")
+    assert built(regions="whole", scaling="off", attention="none", false_positives="none").terms
 
 
 def test_without_scaling_the_foreground_keeps_its_total_but_not_its_shares():

@@ -6,7 +6,18 @@ from distill_fakes import FakeChannels, features
 from torch import nn
 
 from kdlab.config import DistillConfig
-from kdlab.distill import METHODS, Adapter, Part, Quirk, TeacherMode, TensorPath, Term, build_method, usual_teacher
+from kdlab.distill import (
+    METHODS,
+    Adapter,
+    Part,
+    Quirk,
+    TeacherMode,
+    TensorPath,
+    Term,
+    build_method,
+    usual_pair,
+    usual_teacher,
+)
 from kdlab.distill.unidistill import unidistill
 
 
@@ -195,7 +206,23 @@ def test_methods_of_several_papers_by_name():
             build_method(replace(config, **changes), "camera", "lidar")
 
 
+def test_terms_that_options_add_want_a_scale_beside_scaled_ones():
+    scaled = DistillConfig("labeldistill", scales={"label_0": 0.1}, options={"levels": "0,2"})
+    said = "labeldistill: no preset scale for label_2, lidar_2, which the options add; give .*: --weights label_2 X"
+    with pytest.raises(ValueError, match=said):
+        build_method(scaled, "camera", "lidar")
+    given = replace(scaled, weights={"label_2": 0.1, "lidar_2": 0.0})
+    assert [t.name for t in build_method(given, "camera", "lidar").active][:2] == ["label_0", "label_2"]
+    for fine in (replace(scaled, only=("label_0",)), replace(scaled, scales={}), replace(scaled, options={})):
+        build_method(fine, "camera", "lidar")
+    other = replace(scaled, method="unidistill+labeldistill", scales={"feature": 0.1})
+    build_method(other, "camera", "lidar")  # of the other method none is scaled
+
+
 def test_usual_teachers():
+    assert usual_pair("unidistill", teacher="camera") == ("lidar", "camera")
+    assert usual_pair("unidistill+labeldistill") == ("camera", "lidar")
+    assert usual_pair("labeldistill", "fusion", "camera") == ("fusion", "camera")
     assert usual_teacher("unidistill", "camera") == "lidar" and usual_teacher("unidistill", "lidar") == "camera"
     assert usual_teacher("simdistill", "lidar") == "fusion" and usual_teacher("unidistill+simdistill", "camera") == (
         "fusion"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from all_methods import NAMES, RECT, changed, distiller_of, leaves, maps, method_of, some_boxes, unit
+from all_methods import MASKED, NAMES, RECT, changed, distiller_of, leaves, maps, method_of, some_boxes, unit
 from distill_fakes import batch_of
 
 from kdlab.distill import total
@@ -67,6 +67,8 @@ def test_two_ranks_average_to_one_process(ranks, name, case):
         else:
             factor = 2 if as_released and term in ADDED_UP else 1
             torch.testing.assert_close(mean * factor, value, rtol=1e-4, atol=1e-6, msg=term)
+    if case == "one rank without boxes":
+        assert all(parts[1][0][term] == 0 for term in MASKED[name, "intended"])
     if as_released and (ON_ITS_OWN | ADDED_UP) & set(values):
         return
     assert any(g.any() for g in gradients)

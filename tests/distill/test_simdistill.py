@@ -13,6 +13,7 @@ from torch import nn
 from kdlab.checkpoint import load_detector
 from kdlab.config import DetectorConfig, DistillConfig
 from kdlab.distill import Context, Distiller, build_method, run_terms, total
+from kdlab.distill.distiller import agree
 from kdlab.distill.simdistill import QUIRKS, TERMS, object_mask, simdistill
 from kdlab.geometry import BEVGrid, transform_boxes, yaw_pose
 from kdlab.models.detector import Detector
@@ -357,7 +358,7 @@ def test_weights_of_other_pairs_say_so():
     assert build_method(DistillConfig(method="simdistill"), "camera", "fusion") == simdistill()
     for student, teacher in (("lidar", "fusion"), ("camera", "lidar"), ("fusion", "fusion"), ("camera", "camera")):
         method = build_method(DistillConfig(method="simdistill"), student, teacher)
-        said = f"no path of the paper, which has no {teacher} teacher with a {student} student"
+        said = f"; a weight for fusion to camera, not for {teacher} to {student}"
         assert all(said in term.source for term in method.terms)
 
 
@@ -393,5 +394,17 @@ def test_a_student_agrees_with_the_quirks_about_it(tmp_path):
     with pytest.raises(ValueError, match=said):
         Distiller(simdistill("released"), student, teacher, grid=student.grid)
     student, teacher = detectors(tmp_path, corner_reference=True)
-    with pytest.raises(ValueError, match=r"corner_reference is off, .* is True; make it False, or flip the quirk"):
+    with pytest.raises(ValueError, match=r"corner_reference is off, .* is True; make it False, or flip the quirk: --q"):
         Distiller(simdistill(), student, teacher, grid=student.grid)
+
+
+def test_quirks_about_students_that_have_no_such_part_ask_for_nothing(tmp_path):
+    released, camera = simdistill("released"), mini_config(tmp_path, "camera").detector
+    for modality in ("lidar", "fusion"):
+        agree(released, replace(camera, modality=modality))
+    plain = replace(camera, camera=replace(camera.camera, lidar_depth=True))
+    agree(released, plain)  # no simulated LiDAR, whose lift could be shared
+    with pytest.raises(
+        ValueError, match=r"lidar_depth is on, .* is False; make it True, .*: --quirks simdistill.lidar_d"
+    ):
+        agree(released, camera)

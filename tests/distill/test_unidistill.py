@@ -207,7 +207,8 @@ def test_pairs_beside_the_papers_paths_take_the_nearest_ones_weights():
         method = by_modality(student, teacher)
         assert [t.weight for t in method.terms] == [t.weight for t in unidistill(path).terms]
         assert bool(method.adapters) == (path == "C2L") and (method.student, method.teacher) == ({student}, {teacher})
-        assert all(f"weight {path}:" in t.source and "no path of the paper" in t.source for t in method.terms)
+        said = f"; a weight for {PATHS[path].teacher} to {PATHS[path].student}, not for {teacher} to {student}"
+        assert all(f"weight {path}:" in t.source and t.source.endswith(said) for t in method.terms)
     method = by_modality("camera", "camera", path="L2C", adapt="on")
     assert method.terms[0].weight == 100 and method.terms[0].adapter == "unidistill.low"
     assert by_modality("camera", "lidar") == unidistill("L2C")

@@ -195,6 +195,41 @@ def test_terms() -> None:
             term_changes(base, *args)  # type: ignore[arg-type]
 
 
+def test_students_that_only_the_method_made_different_are_not_compared() -> None:
+    def changes(*pairs: tuple[str, dict[str, Any]], base: str = "base") -> Study:
+        return study(*(Change(name, values, base if i else "base") for i, (name, values) in enumerate(pairs)))
+
+    method, student = (
+        {"distill.method": "simdistill", "distill.teacher": "t"},
+        {"detector.camera.simulated_lidar": True},
+    )
+    with pytest.raises(ValueError, match=r"changes.sim: the student has detector.camera.simulated_lidar true, that"):
+        expand(changes(("sim", method)))
+    right = changes(("student", student), ("sim", method), base="student")
+    with pytest.raises(ValueError, match=r"changes.alone: the student has .* false, that of 'sim', which it is judged"):
+        expand(replace(right, changes=(*right.changes, Change("alone", {"distill.method": "none"}, "sim"))))
+    assert {t.config.detector.camera.simulated_lidar for t in expand(right) if t.change != "base"} == {True}
+    asked = changes(("sim", student | method), ("shared", method | {"distill.quirks": ["simdistill.shared_lift"]}),
+                    base="sim")  # fmt: skip
+    assert expand(asked)[2].config.detector.camera.shared_lift
+    with pytest.raises(ValueError, match=r"changes.released: the student has detector.camera.[a-z_]+ true"):
+        expand(changes(("sim", student | method), ("released", method | {"distill.variant": "released"}), base="sim"))
+
+
+def test_terms_of_a_method_with_another_student() -> None:
+    base, some = tiny("camera"), ["fusion", "cross_modal"]
+    for mode in ("each-off", "each-alone", "subsets"):
+        made = term_changes(base, mode, "simdistill", "t", some)  # type: ignore[arg-type]
+        assert made[0] == Change("no-terms", {"detector.camera.simulated_lidar": True})
+        assert {c.base for c in made[1:]} <= {"no-terms", "simdistill"} and made[1].base == "no-terms"
+        trials = [t for t in expand(study(*made, base=base)) if t.change != "base"]
+        assert len({str(t.config.detector) for t in trials}) == 1 and trials[0].config.distill is None
+    own = replace(base, distill=DistillConfig("unidistill", "t"))
+    assert term_changes(own, "subsets", "simdistill", "t", some)[0].set == {
+        "detector.camera.simulated_lidar": True, "distill.method": "none"
+    }  # fmt: skip
+
+
 TOML = """
 name = "terms"
 base = ["tiny", "camera"]
