@@ -14,10 +14,8 @@ from kdlab.config import (
     TrainConfig,
 )
 from kdlab.geometry import BEVGrid
-from kdlab.presets.paper import Paper, on_nuscenes
+from kdlab.presets.paper import Paper, on_nuscenes, resized
 
-FIT = 704 / 1600
-"""Image scale that fits the width, which kdlab's ranges of scales refer to."""
 STEPS = 24 * 123_580 // 64
 """Of the student's training: CBGS makes 123,580 samples of the training split."""
 
@@ -49,7 +47,7 @@ def paper_distillbev(modality: Modality, root: str = "data/nuscenes") -> RunConf
         else BEVConfig(channels=128, stages=(128, 256), blocks=(3, 3), neck=384),
         head=HeadConfig(branch=64, score_threshold=0.1, local_max=1, nms="rotated", max_detections=500),
     )
-    augment = AugmentConfig(resize=(0.38 / FIT - 1, 0.55 / FIT - 1))
+    augment = AugmentConfig(resize=resized(0.38, 0.55))
     if student:
         train = TrainConfig(
             epochs=24,

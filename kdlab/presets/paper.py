@@ -9,6 +9,9 @@ from typing import Any
 from kdlab.config import AugmentConfig, DataConfig, Modality, RunConfig
 from kdlab.geometry import BEVGrid
 
+FIT = 704 / 1600
+"""Image scale that fits nuScenes' width to the papers', which kdlab's ranges of scales refer to."""
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -61,6 +64,11 @@ COMMON: tuple[tuple[str, str], ...] = (
     ),
 )
 """Deviations of all papers' presets."""
+
+
+def resized(low: float, high: float) -> tuple[float, float]:
+    """A paper's range of image scales as `AugmentConfig.resize` has it, relative to `FIT`."""
+    return low / FIT - 1, high / FIT - 1
 
 
 def on_nuscenes(root: str, augment: AugmentConfig, cbgs: bool) -> DataConfig:

@@ -14,10 +14,7 @@ from kdlab.config import (
     TrainConfig,
 )
 from kdlab.geometry import BEVGrid
-from kdlab.presets.paper import Paper, on_nuscenes
-
-FIT = 704 / 1600
-"""Image scale that fits the width, which kdlab's ranges of scales refer to."""
+from kdlab.presets.paper import Paper, on_nuscenes, resized
 
 
 def paper_simdistill(modality: Modality, root: str = "data/nuscenes") -> RunConfig:
@@ -44,7 +41,7 @@ def paper_simdistill(modality: Modality, root: str = "data/nuscenes") -> RunConf
         bev=BEVConfig(channels=256, stages=(128, 256, 512), blocks=(2, 2, 2), first_stride=2, neck=256),
         head=HeadConfig(branch=64, score_threshold=0.1, local_max=1, nms="rotated", max_detections=500),
     )
-    augment = AugmentConfig(resize=(0.38 / FIT - 1, 0.55 / FIT - 1))
+    augment = AugmentConfig(resize=resized(0.38, 0.55))
     train = TrainConfig(epochs=20, batch_size=48, lr=1e-3, warm_up=0.4, grad_clip=35.0, precision="bf16")
     return RunConfig(detector, on_nuscenes(root, augment, cbgs=True), train)
 

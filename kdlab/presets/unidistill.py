@@ -14,10 +14,7 @@ from kdlab.config import (
     TrainConfig,
 )
 from kdlab.geometry import BEVGrid
-from kdlab.presets.paper import Paper, on_nuscenes
-
-FIT = 704 / 1600
-"""Image scale that fits the width, which kdlab's ranges of scales refer to."""
+from kdlab.presets.paper import Paper, on_nuscenes, resized
 
 
 def paper_unidistill(modality: Modality, root: str = "data/nuscenes") -> RunConfig:
@@ -44,7 +41,7 @@ def paper_unidistill(modality: Modality, root: str = "data/nuscenes") -> RunConf
         bev=BEVConfig(channels=256, stages=(128, 256), blocks=(3, 3), neck=512),
         head=HeadConfig(branch=64, score_threshold=0.1, local_max=1, nms="rotated", nms_iou=0.1, max_detections=500),
     )
-    augment = AugmentConfig(resize=(0.386 / FIT - 1, 0.55 / FIT - 1), bev_rotate=45.0, bev_scale=(0.9, 1.1))
+    augment = AugmentConfig(resize=resized(0.386, 0.55), bev_rotate=45.0, bev_scale=(0.9, 1.1))
     train = TrainConfig(
         epochs=20,
         batch_size=20,
