@@ -18,6 +18,7 @@ from kdlab.config import AugmentConfig, Modality, RunConfig
 from kdlab.cost import Stopwatch
 from kdlab.metrics.boxes import EvalBoxes, from_detections, to_global
 from kdlab.metrics.config import EvaluationConfig
+from kdlab.metrics.diagnose import Finding, diagnose
 from kdlab.metrics.evaluation import Evaluation
 from kdlab.metrics.evaluation import evaluate as evaluate_boxes
 from kdlab.metrics.metrics import TP_ERRORS, Metrics, read_metrics, read_stored
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TP_ERRORS",
+    "Finding",
     "Found",
     "Metrics",
     "Scorer",
+    "diagnose",
     "evaluate_file",
     "evaluate_run",
     "evaluation_loader",

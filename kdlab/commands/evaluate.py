@@ -134,11 +134,18 @@ def _run(given: Options, run: Path, scorers: "dict[tuple[str, str | None], Score
         scorer=scorer,
         out=given.out,
     )
-    print(f"{run}\n{metrics}")
+    print("\n".join([str(run), str(metrics), *_odd(metrics)]))
     extras = (given.rings, given.config, given.by_sample, given.against, given.json, given.figures, given.official)
     if not any(extras) and _subset(given) is None:
         return 0
     return _report(given, (given.out or run) / f"results_{metrics.split}.json", metrics.split, scorer)
+
+
+def _odd(metrics: "Metrics") -> list[str]:
+    """A line for each likely cause of odd numbers; none where nothing is odd."""
+    from kdlab.evaluate import diagnose
+
+    return [f"odd ({finding.sure}): {finding.cause}" for finding in diagnose(metrics)]
 
 
 def _subset(given: Options) -> "Subset | None":
@@ -171,7 +178,7 @@ def _report(given: Options, path: Path, split: str, scorer: "Scorer") -> int:
     seconds = time.perf_counter() - began
     conditions = _conditions(given)
     if given.result is not None or conditions:
-        print("\n".join([str(path), *conditions, str(evaluation.metrics)]))
+        print("\n".join([str(path), *conditions, str(evaluation.metrics), *_odd(evaluation.metrics)]))
     if given.json is not None:
         summary = evaluation.metrics.summary(scorer.config, seconds, boxes.meta)
         _write_summary(given.json, {**summary, "kdlab": _origin(evaluation.metrics, _subset(given))})

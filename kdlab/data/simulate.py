@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ _stop: Any = None
 _done: Any = None
 
 
-def simulate(out: Path, config: SimulationConfig, workers: int | None = None, progress: bool = True) -> Path:
+def simulate(
+    out: Path,
+    config: SimulationConfig,
+    workers: int | None = None,
+    progress: bool = True,
+    only: Collection[str] | None = None,
+) -> Path:
     """Write a simulated data set in the nuScenes format, or continue one that was interrupted.
 
     The same settings give the same bytes on the same machine, whatever the number of workers.
@@ -72,26 +78,43 @@ def simulate(out: Path, config: SimulationConfig, workers: int | None = None, pr
         config: All settings.
         workers: Processes; by default one per processor core, at most one per scene.
         progress: Show a progress bar.
+        only: Names of the scenes to write, such as scene-0001; the whole world where left out. Their files are those
+            of the whole world, and tables and splits hold these scenes alone.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: Settings that cannot work, or a folder that holds something else.
+        ValueError: Settings that cannot work, a scene that the world has not, or a folder that holds something else or
+            another selection of scenes.
         OSError: The folder cannot be written to, or the disk is full.
     """
     config.check()
     out = Path(out)
+    chosen = _chosen(config, only)
+    record = _record(config, chosen)
     with _clear_disk_errors(out):
-        if _prepare(out, config):
+        if _prepare(out, record):
             return out
-        todo = [k for k in range(config.scenes) if _part(out, config, k) is None]
+        todo = [k for k in chosen if _part(out, config, k) is None]
         if todo:
             _run(out, config, todo, workers, progress)
-        parts = [part for k in range(config.scenes) if (part := _part(out, config, k)) is not None]
+        parts = [part for k in chosen if (part := _part(out, config, k)) is not None]
         write_tables(out, parts, config.scenes)
-        write_json(out / VERSION / "simulation.json", _record(config, complete=True), indent=1)
+        write_json(out / VERSION / "simulation.json", {**record, "complete": True}, indent=1)
     return out
+
+
+def _chosen(config: SimulationConfig, only: Collection[str] | None) -> list[int]:
+    """Indices of the scenes to write, in order."""
+    names = [scene_name(k) for k in range(config.scenes)]
+    if only is None:
+        return list(range(config.scenes))
+    unknown = sorted(set(only) - set(names))
+    if unknown or not only:
+        which = f"no scene {', '.join(unknown)}" if unknown else "scenes to write, but none is named"
+        raise ValueError(f"the world has {which}; its scenes are {names[0]} to {names[-1]}")
+    return [k for k, name in enumerate(names) if name in only]
 
 
 @contextlib.contextmanager
@@ -109,17 +132,20 @@ def _clear_disk_errors(out: Path) -> Iterator[None]:
         raise
 
 
-def _record(config: SimulationConfig, complete: bool) -> dict[str, Any]:
-    return {"digest": config.digest(), "complete": complete, "config": dataclasses.asdict(config)}
+def _record(config: SimulationConfig, chosen: list[int]) -> dict[str, Any]:
+    """What the folder says of itself until it is complete; a part of a world names its scenes."""
+    record = {"digest": config.digest(), "complete": False, "config": dataclasses.asdict(config)}
+    whole = len(chosen) == config.scenes
+    return record if whole else {**record, "scenes": [scene_name(k) for k in chosen]}
 
 
-def _prepare(out: Path, config: SimulationConfig) -> bool:
+def _prepare(out: Path, wanted: dict[str, Any]) -> bool:
     """Make the folders; True where the same data set is already complete."""
     record = out / VERSION / "simulation.json"
     if record.exists():
         known = json.loads(record.read_text())
-        if known["digest"] != config.digest():
-            old, new = known["config"], dataclasses.asdict(config)
+        if known["digest"] != wanted["digest"]:
+            old, new = known["config"], wanted["config"]
             other = (
                 ", ".join(f"{k}={old.get(k)} (now {v})" for k, v in new.items() if old.get(k) != v)
                 or "another version of the simulator"
@@ -127,13 +153,18 @@ def _prepare(out: Path, config: SimulationConfig) -> bool:
             raise ValueError(
                 f"{out} holds a simulation with other settings: {other}. Choose another folder, or delete this one."
             )
+        if known.get("scenes") != wanted.get("scenes"):
+            held, now = (" ".join(r.get("scenes", ["the whole world"])) for r in (known, wanted))
+            raise ValueError(
+                f"{out} holds another part of the world: {held} (now {now}). Choose another folder, or delete this one."
+            )
         if known["complete"]:
             return True
     elif out.exists() and any(p.name != VERSION for p in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no simulation. Choose another folder, or delete this one.")
     # The record comes first: a folder that a kill left without it could not be told from somebody else's.
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_json(record, _record(config, complete=False), indent=1)
+    write_json(record, wanted, indent=1)
     for name in (VERSION, "maps", _PARTS, f"sweeps/{LIDAR}", *(f"samples/{c}" for c in (*CAMERAS, LIDAR))):
         (out / name).mkdir(parents=True, exist_ok=True)
         for leftover in (out / name).glob(".*.tmp"):  # From a run that was killed.
@@ -233,7 +264,6 @@ class _SceneWriter:
     def __init__(self, out: Path, config: SimulationConfig, scene_index: int, threads: int) -> None:
         self.out, self.config, self.index, self.threads = out, config, scene_index, threads
         self.rig, self.tables = real_rig(config), SceneTables(config, scene_index)
-        self.offsets = camera_offsets(config, scene_index)
 
     def _state(self, time: float) -> SceneState:
         return scene_at(self.config, self.index, time)
@@ -249,7 +279,7 @@ class _SceneWriter:
         points = self._sweep(
             k, time + config.lidar_time_offset, True, caster if config.lidar_time_offset == 0 else None
         )
-        self._cameras(k, time, caster)
+        self._cameras(k, caster)
         ego = state.ego_pose[:2, 3]
         agents = [a for a in state.agents if np.hypot(a.x - ego[0], a.y - ego[1]) < config.annotation_range]
         shares = visible_shares(state, self.rig, config, caster)
@@ -274,20 +304,11 @@ class _SceneWriter:
         pose = state.ego_pose @ self.rig[LIDAR].ego_from_sensor
         return points[:, :3].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
 
-    def _cameras(self, k: int, time: float, caster: Caster) -> None:
-        config = self.config
-        if config.camera_time_offset == 0:
-            groups = [({c: self.rig[c] for c in CAMERAS}, time, caster)]
-        else:
-            groups = [({c: self.rig[c]}, time + self.offsets[c], None) for c in CAMERAS]  # type: ignore[misc]
-        for rig, moment, known in groups:
-            state = self._state(moment)
-            rng = rng_of(config.seed, self.index, k, *rig)
-            images = render_cameras(state, rig, config, rng, known or Caster(state, self.threads), self.threads)
-            for channel, result in images.items():
-                name = f"samples/{channel}/{self._stem(channel, moment)}.jpg"
-                write_atomic(self.out / name, _jpeg(result))
-                self.tables.add_data(channel, k, moment, name, state, True)
+    def _cameras(self, k: int, caster: Caster) -> None:
+        for channel, time, state, result in images_at(self._state, self.config, self.index, k, caster, self.threads):
+            name = f"samples/{channel}/{self._stem(channel, time)}.jpg"
+            write_atomic(self.out / name, jpeg(result))
+            self.tables.add_data(channel, k, time, name, state, True)
 
     def finish(self) -> None:
         """Write the scene's map mask and, last, its part file."""
@@ -297,7 +318,44 @@ class _SceneWriter:
         write_json(_part_path(self.out, self.index), {"digest": self.config.digest(), "tables": tables})
 
 
-def _jpeg(result: CameraImage) -> bytes:
+def images_at(
+    state_at: Callable[[float], SceneState],
+    config: SimulationConfig,
+    scene_index: int,
+    keyframe: int,
+    caster: Caster,
+    threads: int = 1,
+) -> Iterator[tuple[str, float, SceneState, CameraImage]]:
+    """Render the cameras of a keyframe, each at its own moment.
+
+    Args:
+        state_at: State of the scene at a time in seconds.
+        config: All settings.
+        scene_index: Which scene; with the keyframe it decides the noise.
+        keyframe: Which keyframe.
+        caster: The triangles at the keyframe's time.
+        threads: Cameras rendered at the same time.
+
+    Yields:
+        Channel, time in seconds, state at that time and image.
+    """
+    rig, time = real_rig(config), keyframe * KEYFRAME_STEP
+    if config.camera_time_offset == 0:
+        groups = [((*CAMERAS,), time)]
+    else:
+        offsets = camera_offsets(config, scene_index)
+        groups = [((c,), time + offsets[c]) for c in CAMERAS]
+    for channels, moment in groups:
+        state = state_at(moment)
+        rng = rng_of(config.seed, scene_index, keyframe, *channels)
+        known = caster if config.camera_time_offset == 0 else Caster(state, threads)
+        images = render_cameras(state, {c: rig[c] for c in channels}, config, rng, known, threads)
+        for channel, result in images.items():
+            yield channel, moment, state, result
+
+
+def jpeg(result: CameraImage) -> bytes:
+    """An image as the data set holds it."""
     from PIL import Image
 
     buffer = io.BytesIO()

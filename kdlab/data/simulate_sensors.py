@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlab.data.quiet_open3d import open3d
 from kdlab.data.simulate_config import LIDAR, Array, Array32, IntArray, Rig, SimulationConfig, real_rig
 from kdlab.data.simulate_layout import WHITE, YELLOW
 from kdlab.data.simulate_mesh import Material, Mesh, merged
@@ -47,8 +48,7 @@ class Caster:
     """
 
     def __init__(self, state: SceneState, threads: int = 1) -> None:
-        import open3d as o3d
-
+        o3d = open3d()
         self.state, self.threads = state, threads
         self.static: Static = static_of(state.layout)
         ego = state.ego_pose[:2, 3]
@@ -67,7 +67,7 @@ class Caster:
         self.normal: Array32 = (normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)).astype(
             np.float32
         )
-        self._tensor = cast(Any, o3d.core.Tensor)
+        self._tensor = o3d.core.Tensor
         self._scene: Any = o3d.t.geometry.RaycastingScene(nthreads=1)  # One thread builds the same tree every time.
         self._scene.add_triangles(self._tensor(self.mesh.vertices), self._tensor(self.mesh.faces.astype(np.uint32)))
 
@@ -101,6 +101,84 @@ def lidar_directions(beams: int, steps: int) -> tuple[Array32, NDArray[np.int32]
     return directions.astype(np.float32), np.tile(np.arange(beams, dtype=np.int32), steps)
 
 
+@dataclass(frozen=True)
+class Echoes:
+    """What the beams of a sweep meet, before chance and noise; E beams of those fired.
+
+    Attributes:
+        beam: Int [E]: number of the beam in the firing order.
+        direction: Float [E, 3]: unit direction in the sensor frame. ring: Int [E], 0 lowest.
+        distance: Float [E] in metres. strength: Float [E]: share of the beam that comes back.
+        agent: Int [E]: agent that was hit, -1 for none.
+    """
+
+    beam: NDArray[np.int64]
+    direction: Array32
+    ring: IntArray
+    distance: Array32
+    strength: Array32
+    agent: IntArray
+
+    def __getitem__(self, mask: NDArray[np.bool_]) -> Echoes:
+        """The echoes that a mask [E] picks."""
+        return Echoes(*(getattr(self, f.name)[mask] for f in fields(self)))
+
+
+class Noise(Protocol):
+    """Chance in a sweep, for beams by their numbers [E]: losses are asked for first, then errors of those kept."""
+
+    def losses(self, beam: NDArray[np.int64]) -> Array:
+        """Uniform numbers [E] in 0..1: an echo is lost where its number is small."""
+        ...
+
+    def errors(self, beam: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Normal numbers [E] of deviation 1 for the range and of 1.5 for the intensity."""
+        ...
+
+
+@dataclass(frozen=True)
+class DrawnNoise:
+    """Noise drawn echo by echo; the same generator state gives the same sweep."""
+
+    rng: np.random.Generator
+
+    def losses(self, beam: NDArray[np.int64]) -> Array:
+        """See `Noise`."""
+        return self.rng.random(len(beam))
+
+    def errors(self, beam: NDArray[np.int64]) -> tuple[Array, Array]:
+        """See `Noise`."""
+        return self.rng.normal(0, 1, len(beam)), self.rng.normal(0, 1.5, len(beam))
+
+
+class BeamNoise:
+    """Noise that stays with each beam of a sweep, whatever the beam meets.
+
+    Args:
+        first: noise of the unchanged sweep, asked once; beams that brought no echo then have spare noise.
+        spare: for them.
+        count: number of beams.
+    """
+
+    def __init__(self, first: DrawnNoise, spare: np.random.Generator, count: int) -> None:
+        self._first: DrawnNoise | None = first
+        self._loss, self._range = spare.random(count), spare.normal(0, 1, count)
+        self._intensity = spare.normal(0, 1.5, count)
+
+    def losses(self, beam: NDArray[np.int64]) -> Array:
+        """See `Noise`."""
+        if self._first is not None:
+            self._loss[beam] = self._first.losses(beam)
+        return self._loss[beam]
+
+    def errors(self, beam: NDArray[np.int64]) -> tuple[Array, Array]:
+        """See `Noise`."""
+        if self._first is not None:
+            self._range[beam], self._intensity[beam] = self._first.errors(beam)
+            self._first = None
+        return self._range[beam], self._intensity[beam]
+
+
 def render_lidar(
     state: SceneState,
     rig: Rig,
@@ -123,29 +201,38 @@ def render_lidar(
         Points [P, 5] in the sensor frame (x, y, z in metres, intensity 0-255, ring), and the agent that each hit
         [P], -1 for none.
     """
-    caster = caster or Caster(state)
-    directions, rings = lidar_directions(config.lidar_beams, config.lidar_azimuth_steps)
+    return measured(lidar_echoes(state, rig, config, caster or Caster(state), part), config, DrawnNoise(rng))
+
+
+def lidar_echoes(
+    state: SceneState, rig: Rig, config: SimulationConfig, caster: Caster, part: slice | None = None
+) -> Echoes:
+    """What the beams of one sweep meet within the LiDAR's range; arguments as in `render_lidar`."""
+    direction, ring = lidar_directions(config.lidar_beams, config.lidar_azimuth_steps)
+    beam = np.arange(len(direction))
     if part is not None:
-        chosen = np.arange(config.lidar_azimuth_steps)[part]
-        index = (chosen[:, None] * config.lidar_beams + np.arange(config.lidar_beams)).ravel()
-        directions, rings = directions[index], rings[index]
+        beam = beam.reshape(config.lidar_azimuth_steps, config.lidar_beams)[part].ravel()
+        direction, ring = direction[beam], ring[beam]
     pose = (state.ego_pose @ rig[LIDAR].ego_from_sensor).astype(np.float32)
-    rays = np.empty((len(directions), 6), dtype=np.float32)
-    rays[:, :3], rays[:, 3:] = pose[:3, 3], directions @ pose[:3, :3].T
+    rays = np.empty((len(direction), 6), dtype=np.float32)
+    rays[:, :3], rays[:, 3:] = pose[:3, 3], direction @ pose[:3, :3].T
     hits = caster.cast(rays)
     found = np.flatnonzero((hits.face >= 0) & (hits.distance < config.lidar_range))
     face, distance = hits.face[found], hits.distance[found]
     strength = _strength(caster, rays[found], face, distance, state.fog)
+    return Echoes(beam[found], direction[found], ring[found], distance, strength, caster.agent[face])
+
+
+def measured(echoes: Echoes, config: SimulationConfig, noise: Noise) -> tuple[Array32, IntArray]:
+    """The points that a sweep's echoes become; returns them as `render_lidar` does."""
     # A weak echo is lost more often; fog weakens by its two-way extinction.
-    keep = rng.random(len(found)) > config.lidar_dropout + (1 - config.lidar_dropout) * np.exp(-strength * 90)
-    keep &= strength > 0
-    found, face, distance, strength = found[keep], face[keep], distance[keep], strength[keep]
-    measured = distance + rng.normal(0, 1, len(found)).astype(np.float32) * np.float32(config.lidar_range_noise)
-    intensity = np.clip(np.sqrt(strength) * 160 + rng.normal(0, 1.5, len(found)), 0, 255).astype(np.float32)
-    points = np.column_stack([directions[found] * measured[:, None], np.round(intensity), rings[found]]).astype(
-        np.float32
-    )
-    return points, caster.agent[face]
+    lost = config.lidar_dropout + (1 - config.lidar_dropout) * np.exp(-echoes.strength * 90)
+    kept = echoes[(noise.losses(echoes.beam) > lost) & (echoes.strength > 0)]
+    range_error, intensity_error = noise.errors(kept.beam)
+    distance = kept.distance + range_error.astype(np.float32) * np.float32(config.lidar_range_noise)
+    intensity = np.clip(np.sqrt(kept.strength) * 160 + intensity_error, 0, 255).astype(np.float32)
+    points = np.column_stack([kept.direction * distance[:, None], np.round(intensity), kept.ring])
+    return points.astype(np.float32), kept.agent
 
 
 def _strength(caster: Caster, rays: Array32, face: IntArray, distance: Array32, fog: float) -> Array32:

@@ -285,13 +285,15 @@ def fixed_tables() -> Tables:
 
 
 def write_tables(out: Path, parts: list[Tables], scenes: int) -> None:
-    """Assemble the scenes' parts into the thirteen tables and the splits."""
+    """Assemble the scenes' parts into the thirteen tables and the splits of a world of so many scenes."""
     folder = out / VERSION
+    written = {row["name"] for part in parts for row in part["scene"]}
+    splits = {split: [name for name in names if name in written] for split, names in splits_of(scenes).items()}
     fixed = fixed_tables()
     for name in TABLES:
         rows = fixed[name] if name in fixed else [row for part in parts for row in part[name]]
         write_json(folder / f"{name}.json", rows, indent=0)
-    write_json(folder / "splits.json", splits_of(scenes), indent=1)
+    write_json(folder / "splits.json", splits, indent=1)
 
 
 def describe(config: SimulationConfig, scene_index: int, agents: Iterable[Agent]) -> str:

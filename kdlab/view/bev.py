@@ -138,6 +138,9 @@ def principal(*maps: Tensor) -> list[Tensor]:
     basis = torch.linalg.eigh((known - centre).T @ (known - centre)).eigenvectors[:, -3:].flip(-1)
     basis = F.pad(basis, (0, 3 - basis.shape[1]))  # fewer than three channels: the rest stays grey
     seen = (known - centre) @ basis
+    # A direction's sign is arbitrary; the longer tail is made the bright one, so that colours stay from frame to frame.
+    sign = torch.where(seen.pow(3).sum(0) < 0, -1.0, 1.0)
+    basis, seen = basis * sign, seen * sign
     low, high = torch.from_numpy(np.percentile(seen.numpy(), (1, 99), axis=0)).float()
     scaled = [((r - centre) @ basis - low) / (high - low).clamp(min=1e-12) for r in rows]
     return [s.clamp(0, 1).unflatten(0, m.shape[1:]) for s, m in zip(scaled, maps, strict=True)]

@@ -242,11 +242,11 @@ def test_a_kill_at_any_folder_or_record_can_be_continued(tmp_path: Path, monkeyp
             patch.setattr(Path, "mkdir", mkdir)
             patch.setattr(os, "replace", replace)
             try:
-                sim._prepare(out, CONFIG)
+                sim._prepare(out, sim._record(CONFIG, [0, 1, 2]))
                 break
             except Killed:
                 pass
-        assert sim._prepare(out, CONFIG) is False
+        assert sim._prepare(out, sim._record(CONFIG, [0, 1, 2])) is False
         assert json.loads((out / "v1.0-sim" / "simulation.json").read_text())["complete"] is False
     assert 8 < limit < 99
 
@@ -254,6 +254,36 @@ def test_a_kill_at_any_folder_or_record_can_be_continued(tmp_path: Path, monkeyp
 def test_other_settings_in_the_same_folder_are_refused(simulated: Path) -> None:
     with pytest.raises(ValueError, match=r"fog=0\.0 \(now 0\.5\).*another folder"):
         simulate(simulated, dataclasses.replace(CONFIG, fog=0.5), progress=False)
+
+
+def test_a_part_of_the_world_has_the_bytes_of_the_whole(
+    simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = simulate(tmp_path / "part", CONFIG, workers=1, progress=False, only=("scene-0003", "scene-0001"))
+    whole, part = hashes(simulated), hashes(out)
+    tables = {name for name in part if name.startswith("v1.0-sim/")}
+    assert {name: whole[name] for name in part if name not in tables} == {n: part[n] for n in part if n not in tables}
+    assert sum(name.startswith("samples/LIDAR_TOP/") for name in part) == 6
+    splits = json.loads((out / "v1.0-sim" / "splits.json").read_text())
+    assert splits == {"sim_train": ["scene-0001"], "sim_val": [], "sim_test": ["scene-0003"]}
+    rows, all_rows = (json.loads((r / "v1.0-sim" / "sample_annotation.json").read_text()) for r in (out, simulated))
+    samples = {row["token"] for row in json.loads((out / "v1.0-sim" / "sample.json").read_text())}
+    assert len(samples) == 6 and rows == [row for row in all_rows if row["sample_token"] in samples]
+    record = json.loads((out / "v1.0-sim" / "simulation.json").read_text())
+    assert record["digest"] == CONFIG.digest() and record["scenes"] == ["scene-0001", "scene-0003"]
+    assert "scenes" not in json.loads((simulated / "v1.0-sim" / "simulation.json").read_text())
+    monkeypatch.setattr(sim, "_run", None)  # a finished part is reused
+    assert simulate(out, CONFIG, progress=False, only=["scene-0001", "scene-0003"]) == out
+
+
+def test_another_part_or_an_unknown_scene_is_refused(simulated: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"another part .* the whole world \(now scene-0001\)"):
+        simulate(simulated, CONFIG, progress=False, only=["scene-0001"])
+    with pytest.raises(ValueError, match="no scene scene-0009; its scenes are scene-0001 to scene-0003"):
+        simulate(tmp_path / "out", CONFIG, progress=False, only=["scene-0001", "scene-0009"])
+    with pytest.raises(ValueError, match="none is named"):
+        simulate(tmp_path / "out", CONFIG, progress=False, only=[])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
