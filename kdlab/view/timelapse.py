@@ -266,12 +266,12 @@ def _figure(lapse: Timelapse) -> Figure:
         shown = bev_image(ax, values, grid, norm=norm, cmap="viridis")
         bev_axes(ax, grid, name)
         bev_boxes_on(ax, boxes, "white", linewidths=0.6)
-    colour_bar(list(axes[0]), shown, f"norm of {lapse.stage}")
+    colour_bar(list(axes[0]), shown, f"norm of {lapse.stage}", shrink=0.75)
     for ax, sight, name in zip(axes[1][1:], (first, last), ("before", "after"), strict=True):
         shown = bev_image(ax, array(cosine_map(*_both(sight, lapse.stage))), grid, norm=Normalize(-1, 1), cmap="PuOr")
         bev_axes(ax, grid, f"cosine to the teacher, {name}")
         bev_boxes_on(ax, boxes, "black", linewidths=0.6)
-    colour_bar(list(axes[1][1:]), shown, "cosine similarity", extend="neither")
+    colour_bar(list(axes[1][1:]), shown, "cosine similarity", extend="neither", shrink=0.75)
     _curve(axes[1][0], lapse)
     return figure
 
@@ -285,4 +285,4 @@ def _curve(ax: Axes, lapse: Timelapse) -> None:
     ax.set(title="towards the teacher", xlabel="steps", ylabel=f"mean cosine in boxes, {lapse.stage}")
     ax.set_box_aspect(1)
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
