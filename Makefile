@@ -1,16 +1,18 @@
 # Every target sets up what it needs by itself: Python 3.11 or 3.12, make and a network are enough.
 #   make PYTHON=python3.12 setup    another Python for a new .venv
 #   make ARGS="..." demo            further arguments for the command
+#   make ROOT=folder lab            JupyterLab on another folder, whose notebooks/ it opens
 
 PYTHON ?=
 ARGS ?=
 PEERS ?=
+ROOT ?= .
 BIN := .venv/bin
 STAMP := .venv/.kdlab-setup
 PEERS_STAMP := .venv-bench/.kdlab-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lab bench peers weights lint lock clean
+.PHONY: help setup demo test slow browser lab bench peers weights lint lock clean
 
 help:
 	@echo "make setup   install into .venv (every other target does it too)"
@@ -18,6 +20,7 @@ help:
 	@echo "make lab     JupyterLab on the notebooks"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make slow    the slow tests"
+	@echo "make browser the notebooks in a real JupyterLab and Chromium, with screenshots"
 	@echo "make bench   the benchmarks beside what is installed, one table; PEERS=1: beside all peers"
 	@echo "make peers   install the peers into .venv-bench (two compilations, about 25 minutes)"
 	@echo "make weights everything in data/weights, from nothing (hours)"
@@ -35,13 +38,20 @@ demo: $(STAMP)
 	$(BIN)/kdlab demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/bench $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not browser" --ignore=tests/bench $(ARGS)
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow --ignore=tests/bench $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not browser" --ignore=tests/bench $(ARGS)
 
+browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser -s tests/browser $(ARGS)
+
+# The settings in scripts/lab hold for this start only: no prompt for news, and none to rebuild JupyterLab for an
+# extension that open3d brings; open3d's own web viewer, which needs that extension, is off too. Your own settings of
+# JupyterLab are read as ever.
 lab: $(STAMP)
-	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	OPEN3D_DISABLE_WEB_VISUALIZER=true $(BIN)/jupyter lab --ServerApp.root_dir=$(ROOT) \
+	    --LabApp.default_url=/lab/tree/notebooks --LabApp.app_settings_dir=$(CURDIR)/scripts/lab \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 bench: $(if $(PEERS),$(PEERS_STAMP),$(STAMP))

@@ -17,6 +17,7 @@ from kdlab.checkpoint import RunFolder, load_run_config, replacing, write_json
 from kdlab.config import RunConfig, save_config
 from kdlab.data.nuscenes import NuScenesDataset, find_version
 from kdlab.data.simulate_config import SimulationConfig
+from kdlab.data.simulate_record import read_record
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 """Shipped weights, in a checkout."""
@@ -50,11 +51,10 @@ def world_of(root: Path | str, version: str | None = None) -> str:
         FileNotFoundError: no data set at the root.
         ValueError: the data set is no finished simulated one.
     """
-    record = Path(root) / find_version(Path(root), version) / "simulation.json"
-    known = json.loads(record.read_text()) if record.exists() else {"complete": False}
-    if not known["complete"]:
+    record = read_record(Path(root) / find_version(Path(root), version))
+    if record is None or not record.complete:
         raise ValueError(f"{root} is no finished simulated world; weights are shipped for those alone")
-    return str(known["digest"])
+    return record.digest
 
 
 def ship(run: Path | str, name: str) -> Path:
@@ -82,7 +82,7 @@ def ship(run: Path | str, name: str) -> Path:
     dataset = NuScenesDataset(config.data.root, config.data.version, config.data.train, images=False, points=False)
     if made["data"] != dataset.digest:
         raise ValueError(f"{source.path} was trained on another data set than lies at {config.data.root} now")
-    to = weights_of(name, world_of(config.data.root, config.data.version))
+    to = weights_of(name, _whole_world(config))
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -96,6 +96,14 @@ def ship(run: Path | str, name: str) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return to
+
+
+def _whole_world(config: RunConfig) -> str:
+    """Digest of the world that a run was trained on; a part of a world shares it, but makes no weights to ship."""
+    record = read_record(Path(config.data.root) / find_version(Path(config.data.root), config.data.version))
+    if record is not None and record.scenes is not None:
+        raise ValueError(f"{config.data.root} holds a part of a world; weights are shipped for whole ones alone")
+    return world_of(config.data.root, config.data.version)
 
 
 def _portable(config: RunConfig) -> RunConfig:

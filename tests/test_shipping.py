@@ -50,7 +50,7 @@ def test_a_shipped_run_predicts_and_names_no_path(run: Path, tmp_path: Path) -> 
     assert (folder / "losses.csv").exists()
 
 
-@pytest.mark.parametrize("what", ["another world", "unfinished", "too large", "infinite", "not simulated"])
+@pytest.mark.parametrize("what", ["another world", "unfinished", "too large", "infinite", "not simulated", "part"])
 def test_what_is_wrong_is_not_shipped(run: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ship(run, "lidar")
     old = (before / "config.json").read_bytes()
@@ -65,9 +65,13 @@ def test_what_is_wrong_is_not_shipped(run: Path, what: str, monkeypatch: pytest.
         detector = build_detector(config.detector)
         next(detector.parameters()).data.fill_(1e6)
         save_weights(RunFolder(run).weights, detector)
+    elif what == "part":
+        record = next(Path(config.data.root).glob("*/simulation.json"))
+        record.write_text(json.dumps({"complete": True, "digest": "cafe", "scenes": ["scene-0001"]}))
     else:
         next(Path(config.data.root).glob("*/simulation.json")).unlink()
-    with pytest.raises(ValueError, match=r"another data set|not finished|at most|not finite|no finished simulated"):
+    reasons = r"another data set|not finished|at most|not finite|no finished simulated|part of a world"
+    with pytest.raises(ValueError, match=reasons):
         ship(run, "lidar")
     assert (before / "config.json").read_bytes() == old
     assert [f.name for f in before.parent.iterdir()] == [before.name]

@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -109,12 +109,16 @@ class LiveWorld:
 
         Raises:
             FileNotFoundError: no data set at the root.
-            ValueError: it is not a simulated one, or holds no such sample.
+            ValueError: it is not a simulated one, of another version of the simulator, or holds no such sample.
         """
         record = Path(root) / find_version(Path(root), None) / "simulation.json"
         if not record.is_file():
             raise ValueError(f"{root} is no simulated data set: only a simulated world can be changed")
-        config = SimulationConfig(**json.loads(record.read_text())["config"])
+        known = json.loads(record.read_text())
+        names = {f.name for f in fields(SimulationConfig)}
+        config = SimulationConfig(**{name: value for name, value in known["config"].items() if name in names})
+        if known["digest"] != config.digest():
+            raise ValueError(f"{root} is of another version of the simulator; simulate it anew to change its world")
         for scene in range(config.scenes):
             tables = SceneTables(config, scene)
             for keyframe in range(config.keyframes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from kdlab.config import DataConfig, from_dict
 from kdlab.data.nuscenes import find_version
 from kdlab.data.simulate_config import SimulationConfig
+from kdlab.data.simulate_record import RECORD, read_record
 
 WORLDS = "worlds"
 """Folder of a study's worlds."""
@@ -29,16 +29,19 @@ def changed_world(data: DataConfig, knobs: Mapping[str, Any], out: Path) -> tupl
 
     Raises:
         FileNotFoundError: no data set at the root.
-        ValueError: the data set is not simulated or not complete, an unknown knob, a value that cannot work.
+        ValueError: the data set is not simulated, not complete or a part of a world, an unknown knob, a value that cannot work.
     """
-    version = find_version(Path(data.root), data.version)
-    record = Path(data.root) / version / "simulation.json"
-    if not record.exists():
-        raise ValueError(f"simulation.{next(iter(knobs))}: {data.root} is not a simulated data set, it has no {record}")
-    known = json.loads(record.read_text())
-    if not known["complete"]:
+    version = Path(data.root) / find_version(Path(data.root), data.version)
+    record = read_record(version)
+    if record is None:
+        raise ValueError(
+            f"simulation.{next(iter(knobs))}: {data.root} is not a simulated data set, it has no {version / RECORD}"
+        )
+    if not record.complete:
         raise ValueError(f"{data.root} is not complete; run its `kdlab simulate` again to go on")
-    start = from_dict(SimulationConfig, known["config"], str(record))
+    if not record.whole:
+        raise ValueError(f"{data.root} holds a part of a world; knobs are turned on a whole one")
+    start = from_dict(SimulationConfig, record.config, str(version / RECORD))
     world = from_dict(SimulationConfig, {**asdict(start), **knobs}, "simulation")
     world.check()
     return (None, data.root) if world == start else (world, str(out / WORLDS / world.digest()))
@@ -46,7 +49,5 @@ def changed_world(data: DataConfig, knobs: Mapping[str, Any], out: Path) -> tupl
 
 def world_ready(root: Path | str, world: SimulationConfig) -> bool:
     """Whether a world is written and complete."""
-    for record in Path(root).glob("*/simulation.json"):
-        known = json.loads(record.read_text())
-        return bool(known["complete"]) and known["digest"] == world.digest()
-    return False
+    records = (read_record(path.parent) for path in Path(root).glob(f"*/{RECORD}"))
+    return any(record is not None and record.whole and record.digest == world.digest() for record in records)

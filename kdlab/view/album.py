@@ -84,7 +84,7 @@ class Album:
         self.sights = sights
         looks = sights.observer if isinstance(sights, Frames) else None
         self.observer = looks if isinstance(looks, Observer) else None
-        self._observers, self._other = Kept(8), Kept(16)
+        self._observers, self._other = Kept(8), Kept(6)  # the latter hold graphs
         self._scenes, self._panels = Kept(128), Kept(512)
 
     def __len__(self) -> int:

@@ -10,6 +10,12 @@ Job: TypeAlias = Generator[None, None, None]
 """Work in steps: after each ``yield`` it may be left for good, because something newer was asked for."""
 
 
+def in_words(error: Exception) -> str:
+    """What a person is told of an error; one that was not foreseen comes with its type."""
+    words = str(error) or type(error).__name__
+    return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
+
+
 class Background:
     """One thread for the newest job; it begins with a job and ends when there is none.
 
@@ -51,6 +57,15 @@ class Background:
             return self._change.wait_for(lambda: self._thread is None, seconds)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:  # telling a failure may fail as well, such as while a kernel ends: the next job gets a new thread
+            with self._change:
+                if self._thread is current_thread():
+                    self._thread = None
+                    self._change.notify_all()
+
+    def _work(self) -> None:
         while True:
             with self._change:
                 job, self._next = self._next, None

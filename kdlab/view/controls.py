@@ -50,6 +50,11 @@ def slider(name: str, value: float, tooltip: str) -> Any:
     )
 
 
+def shown_by(controls: Any) -> dict[str, bool]:
+    """What the toggles of an explorer or a living scene let the canvas draw."""
+    return {name: getattr(controls, f"show_{name}").value for name in ("boxes", "points", "mask", "cameras")}
+
+
 class Controls:
     """Everything that a person can set, as ipywidgets; ``.value`` of each is what Python reads and tests set.
 

@@ -20,14 +20,18 @@ from ipywidgets import jslink
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.distill import Method
 from kdlab.view.album import Album, Wanted, sizes
-from kdlab.view.background import Background, Job
+from kdlab.view.background import Background, Job, in_words
 from kdlab.view.canvas import Canvas
-from kdlab.view.controls import Controls
+from kdlab.view.controls import Controls, shown_by
 from kdlab.view.readout import cell_html
 from kdlab.view.sight import ALL, Frames, Observer, Sight, load_sights
 
 PACE = 0.5
 """Seconds from frame to frame while playing: nuScenes' keyframes in real time."""
+
+UNSEEN = 30
+"""Updates that a page may leave undrawn before playing stops: nobody sees it, the cell was run again or the tab is
+hidden."""
 
 KEYS = {"[": -1, "pageup": -1, "]": 1, "pagedown": 1}
 """Frames that a key steps."""
@@ -96,7 +100,7 @@ class BEVExplorer(Controls):
         return found
 
     def wait(self, seconds: float = 60.0) -> bool:
-        """Wait until all that was asked for is drawn; whether that was reached. Playing never ends."""
+        """Wait until all that was asked for is drawn; whether that was reached. Playing does not end by itself."""
         return self._background.wait(seconds)
 
     def step(self, frames: int) -> None:
@@ -123,8 +127,8 @@ class BEVExplorer(Controls):
         self._ask()
 
     def _toggled(self, _: Any = None) -> None:
-        names = ("boxes", "points", "mask", "cameras")
-        self.canvas.show = {name: getattr(self, f"show_{name}").value for name in names}
+        with self._lock:
+            self.canvas.show = shown_by(self)
 
     def _pressed(self, change: Any) -> None:
         key = change["new"].rpartition(":")[0]
@@ -192,7 +196,9 @@ class BEVExplorer(Controls):
         for frames in (1,) if self.play.value else (1, -1):
             yield from self._foresee(replace(wanted, index=(wanted.index + frames) % len(self.album)))
         while self.play.value and len(self.album) > 1:
-            if time.monotonic() - drawn >= PACE:
+            if self.canvas.serial - self.canvas.shown > UNSEEN:
+                self.play.value = False
+            elif time.monotonic() - drawn >= PACE:
                 self.step(1)
             time.sleep(0.02)
             yield
@@ -215,9 +221,7 @@ class BEVExplorer(Controls):
         with self._lock:
             self._shown = None
             self.play.value = False
-            words = str(error) or type(error).__name__
-            said = words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
-            status = f"Frame {self._wanted.index} cannot be shown. {said}"
+            status = f"Frame {self._wanted.index} cannot be shown. {in_words(error)}"
             self.canvas.draw(panels=[], pictures=[], boxes={}, points=b"", mask=b"", pixels=[], status=status)
             self.report.value, self.place.value = "", f"of {len(self.album)}"
 
@@ -321,20 +325,29 @@ def _sights(
     quirks: Collection[str],
 ) -> Sequence[Sight]:
     """Frames of the data as the networks see them; errors as `BEVExplorer`."""
+    if isinstance(data, str | Path) and not Path(data).exists():
+        raise FileNotFoundError(f"BEVExplorer: there is no {data}; give the folder of a data set, or a file of sights")
     if isinstance(data, str | Path) and Path(data).is_file():
         data = load_sights(data)
     if not isinstance(data, str | Path | NuScenesDataset):
         if any(v is not None for v in (teacher, student, method, split)) or quirks:
             raise ValueError("BEVExplorer: these sights hold networks and method already; give the sights alone")
-        if not len(data):
+        if not isinstance(data, Sequence) or not len(data):
             raise ValueError("BEVExplorer: there are no sights in what was given")
+        if not isinstance(data, Frames) and not isinstance(data[0], Sight):
+            raise ValueError(f"BEVExplorer: needs sights, got {type(data[0]).__name__}; an Observer makes them")
         return data
     if teacher is None and student is None:
         raise ValueError("BEVExplorer: name a student's run, a teacher's, or both; or give sights instead of data")
     observer = Observer.of_runs(student, teacher, method, quirks=quirks)
     if isinstance(data, NuScenesDataset):
-        return Frames(observer.dataset(data.root, split or data.split, data.version), observer)
-    return Frames(observer.dataset(data, split or observer.config.data.val or None), observer)
+        found = observer.dataset(data.root, split or data.split, data.version)
+    else:
+        found = observer.dataset(data, split or observer.config.data.val or None)
+    if not len(found):
+        known = ", ".join(sorted(name for name, scenes in found.tables.split_scenes.items() if scenes))
+        raise ValueError(f"BEVExplorer: split {found.split} of {found.root} is empty; give split= one of {known}")
+    return Frames(found, observer)
 
 
 def _heading(

@@ -21,9 +21,10 @@ from kdlab.data.simulate_changes import Changes, Move
 from kdlab.data.simulate_live import LiveWorld
 from kdlab.distill import Method
 from kdlab.view.album import sizes
-from kdlab.view.background import Background, Job
+from kdlab.view.background import Background, Job, in_words
 from kdlab.view.before_after import find, maps_of, nearest
 from kdlab.view.canvas import Canvas, box_set, boxes_of, mask_bytes, panel_of, pictures_of, points_of
+from kdlab.view.controls import shown_by
 from kdlab.view.layers import View, mask_layers
 from kdlab.view.living_controls import PUSHES, LivingControls
 from kdlab.view.living_words import heading_of, objects_of, place_html, report_html
@@ -102,8 +103,7 @@ class LivingScene(LivingControls):
 
     def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:
         """What notebooks show."""
-        found: Mapping[str, Any] = self.widget._repr_mimebundle_()
-        return found
+        return dict(self.widget._repr_mimebundle_())
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Wait until the newest change is drawn; whether that was reached."""
@@ -173,19 +173,25 @@ class LivingScene(LivingControls):
     @contextmanager
     def _silent(self) -> Iterator[None]:
         """Set controls without being told of it."""
-        before, self._quiet = self._quiet, True
-        try:
-            yield
-        finally:
-            self._quiet = before
+        with self._lock:
+            before, self._quiet = self._quiet, True
+            try:
+                yield
+            finally:
+                self._quiet = before
+
+    def _told(self) -> bool:
+        """Whether a control was set from outside; waits while another thread sets some."""
+        with self._lock:
+            return not self._quiet
 
     def _toggled(self, _: Any = None) -> None:
-        names = ("boxes", "points", "mask", "cameras")
-        self.canvas.show = {name: getattr(self, f"show_{name}").value for name in names}
+        with self._lock:
+            self.canvas.show = shown_by(self)
 
     def _object_changed(self, _: Any) -> None:
         agent = self.object.value
-        if self._quiet or agent is None:
+        if not self._told() or agent is None:
             return
         move = (self.ahead.value, self.left.value, math.radians(self.turn.value))
         self._moved = {**{k: v for k, v in self._moved.items() if k != agent}, **({agent: move} if any(move) else {})}
@@ -194,14 +200,14 @@ class LivingScene(LivingControls):
         self._ask()
 
     def _camera_changed(self, _: Any) -> None:
-        if not self._quiet:
+        if self._told():
             angles = (self.yaw.value, self.pitch.value, self.roll.value)
             rest = {k: v for k, v in self._shifted.items() if k != self.camera.value}
             self._shifted = {**rest, self.camera.value: angles} if any(angles) else rest
             self._ask()
 
     def _picked(self, _: Any) -> None:
-        if not self._quiet:
+        if self._told():
             self._show_object()
             self._outline()
             self._report()
@@ -272,7 +278,7 @@ class LivingScene(LivingControls):
 
     def _ask(self) -> None:
         """Show what the controls say as soon as it is made."""
-        if not self._quiet:
+        if self._told():
             self._outline()
             self._background.ask(self._work(self.changes))
 
@@ -284,7 +290,8 @@ class LivingScene(LivingControls):
             yield
         if self.before is None:
             self._say("rendering the world and running the networks …")
-            self.before = self._seen(Changes())
+            self.before = self.observer.see(self.world.sample())
+            self.before.drop_graph()
             self._fill(self.before)
             yield
         self._say("rendering the changed world …")
@@ -304,11 +311,6 @@ class LivingScene(LivingControls):
             self.seconds = {"world": rendered - began, "networks": seen - rendered, "maps": drawn - seen}
             self.place.value = place_html(changes, self._names, self.seconds)
 
-    def _seen(self, changes: Changes) -> Sight:
-        sight = self.observer.see(self.world.sample(changes))
-        sight.drop_graph()
-        return sight
-
     def _fill(self, sight: Sight) -> None:
         """Offer what the networks and the method have."""
         sides = [stages for side, stages in sight.stages().items() if side != "labels"]
@@ -318,7 +320,7 @@ class LivingScene(LivingControls):
             self.mask.options = [(name, name) for name in mask_layers(sight)]
 
     def _redraw(self) -> None:
-        if self.sight is not None and not self._quiet:
+        if self.sight is not None and self._told():
             try:
                 self._draw(whole=False)
             except ValueError as error:
@@ -337,8 +339,8 @@ class LivingScene(LivingControls):
                 "status": "; ".join(notes),
             }
             if whole:
-                traits["pictures"] = pictures_of(self.sight.sample)
-                traits["points"] = points_of(self.sight.sample.points)
+                sample = self.sight.sample
+                traits |= {"pictures": pictures_of(sample), "points": points_of(sample.points)}
                 traits["boxes"] = boxes_of(self.sight) | self._outlined()
             self._report()
             self.canvas.draw(**traits)
@@ -381,9 +383,7 @@ class LivingScene(LivingControls):
 
     def _failed(self, error: Exception) -> None:
         """Tell in the widget what went wrong."""
-        words = str(error) or type(error).__name__
-        said = words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
-        self._say(f"Not drawn, the maps show what was before. {said}")
+        self._say(f"Not drawn, the maps show what was before. {in_words(error)}")
 
 
 def _world(world: LiveWorld | Path | str, token: str | None, observer: Observer) -> LiveWorld:

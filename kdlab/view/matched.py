@@ -66,12 +66,8 @@ def sizes(true: Tensor, predicted: Tensor) -> Figure:
 
 def turns(true: Tensor, predicted: Tensor, labels: Tensor, bins: int = 36) -> Figure:
     """How far predicted headings of matched boxes [K, 9] are turned from the true ones, for three kinds of classes."""
-    kinds = {
-        "classes with a front": labels < CLASSES.index("pedestrian"),
-        "pedestrians": labels == CLASSES.index("pedestrian"),
-        "barriers": labels == CLASSES.index("barrier"),
-    }
-    kinds["classes with a front"] |= (labels == CLASSES.index("motorcycle")) | (labels == CLASSES.index("bicycle"))
+    walker, barrier, cone = (labels == CLASSES.index(name) for name in ("pedestrian", "barrier", "traffic_cone"))
+    kinds = {"classes with a front": ~(walker | barrier | cone), "pedestrians": walker, "barriers": barrier}
     turn = (predicted[:, 6] - true[:, 6] + math.pi) % (2 * math.pi) - math.pi
     figure = new_figure(12.0, 3.6)
     axes = figure.subplots(1, 3)

@@ -25,7 +25,7 @@ from kdlab.sample import Batch, Features, Sample, to_device
 from kdlab.view.frames import Frames
 from kdlab.view.masks import masks_of
 from kdlab.view.match import fitted, load_adapters, repainted, together
-from kdlab.view.sight_data import ALL, Live, Sight
+from kdlab.view.sight_data import ALL, SIDES, Live, Sight
 from kdlab.view.sight_file import load_sights, save_sights
 
 __all__ = ["ALL", "Frames", "Live", "Observer", "Sight", "load_sights", "save_sights"]
@@ -160,7 +160,8 @@ class Observer:
         live = sight.live
         if self.distiller is None or live is None or not (self.distiller.cacheable and live.frozen):
             return self.see(sight.sample)
-        other = replace(sight, results={}, errors=dict(self.errors), pulls={}, gradients={}, adapted={}, masks={})
+        errors = self.errors | {side: sight.errors[side] for side in SIDES if side in sight.errors}
+        other = replace(sight, results={}, errors=errors, pulls={}, gradients={}, adapted={}, masks={})
         other.again, other.live = lambda: self.see(sight.sample), None
         on = sight.batch.to(self.device)
         with self._lock, _evaluating(self.student, self.teacher, self.labels):

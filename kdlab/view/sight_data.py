@@ -159,13 +159,14 @@ class Sight:
         """
         for term in terms:
             self._named(term)
-        if self.live is None:
+        live = self.live  # another thread may drop it meanwhile
+        if live is None:
             if self.again is None or not self.results:
                 what = f"of {', '.join(terms)} " if terms else ""
                 raise ValueError(f"no gradient {what}here: a sight without a method, or from a file, makes none")
-            self.live = self.again().live
-        assert self.live is not None
-        return self.live
+            live = self.live = self.again().live
+        assert live is not None
+        return live
 
     def drop_graph(self) -> None:
         """Free the student's graph; maps that were made stay."""

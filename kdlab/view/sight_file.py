@@ -47,7 +47,7 @@ class Stored:
 def save_sights(path: Path | str, sights: Sequence[Sight]) -> None:
     """Write sights to one safetensors file, whole or not at all: "features loaded from a file".
 
-    Maps, points and gradients go in half precision, images as JPEG. All gradient maps are made first, where they can
+    Features, masks and points go in half precision, images as JPEG. All gradient maps are made first, where they can
     be; nothing else of the graph is kept.
 
     Args:
@@ -104,8 +104,11 @@ def _packed(sight: Sight) -> tuple[dict[str, Tensor], dict[str, Any]]:
         parts |= {f"loss/{term}": result.map(), f"off/{term}": result.off_map.double()}
         terms[term] = {"value": float(result.value), "grid": _grid(result.grid)}
     if sight.live is not None or sight.again is not None:
+        dropped = sight.live is None
         for term in (*sight.results, ALL) if sight.results else ():
             sight.gradient_map(term)
+        if dropped:  # its graph was made for this alone
+            sight.drop_graph()
     for kind in ("gradients", "adapted", "masks"):
         parts |= {f"{kind}/{name}": value for name, value in getattr(sight, kind).items()}
     parts |= {f"sample/{name}": value for name, value in _of_sample(sight.sample).items()}
@@ -124,7 +127,9 @@ def _packed(sight: Sight) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _half(name: str, value: Tensor) -> Tensor:
-    if value.dtype != torch.float32 or (name.startswith(("sample/", "found/")) and name != "sample/points"):
+    # Losses and gradients of a cell can be smaller than a half can hold.
+    exact = name.startswith(("sample/", "found/", "loss/", "gradients/")) and name != "sample/points"
+    if value.dtype != torch.float32 or exact:
         return value.contiguous().clone()
     return value.clamp(-_LARGEST, _LARGEST).half().contiguous()
 

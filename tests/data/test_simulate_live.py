@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -87,6 +88,11 @@ def test_found_by_its_token(root: Path, base: Sample, tmp_path: Path) -> None:
         (tmp_path / "v1.0-mini").mkdir(exist_ok=True)
         (tmp_path / "v1.0-mini" / f"{name}.json").write_text("[]")
     with pytest.raises(ValueError, match="no simulated data set"):
+        LiveWorld.of_data(tmp_path, "x", sweeps=1)
+    known = json.loads((root / "v1.0-sim" / "simulation.json").read_text())
+    later = {"digest": "0", "config": {**known["config"], "a_setting_of_later": 1}}
+    (tmp_path / "v1.0-mini" / "simulation.json").write_text(json.dumps(later))
+    with pytest.raises(ValueError, match="another version of the simulator"):
         LiveWorld.of_data(tmp_path, "x", sweeps=1)
 
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import resource
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from refresh import execute
+from refresh import FOLDER, NOTEBOOKS, execute
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_BYTES = 1_500_000
 MAX_FUNCTION_LINES = 10
 PICTURES = {"image/png", "image/jpeg"}
 
 
+WORDS = re.compile(r"\b(TODO|FIXME|XXX|localhost|127\.0\.0\.1|sandbox)\b")
+LINK = re.compile(r"\]\((?!https?:|#|attachment:)([^)#\s]+)")
+
+
 def named(path: Path) -> str:
-    return path.stem
+    return str(path.relative_to(FOLDER).with_suffix(""))
 
 
 def python(source: str) -> str:
@@ -60,13 +66,49 @@ def test_outputs_hold_no_error(path: Path) -> None:
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_reads_well_without_running(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code), "run tests/notebooks/refresh.py on it"
+    assert any(PICTURES & set(o.get("data", {})) for c in code for o in c.outputs)
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert not WORDS.search(text)
+    assert text.count("<details>") == text.count("</details>")
+    missing = [link for link in LINK.findall(text) if not (path.parent / link).exists()]
+    assert not missing
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended, such as kernels."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """One folder of world and runs for all notebooks, and one of compiled Python, which a kernel starts faster with."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDLAB_FAST", "1")
+        patch.setenv("KDLAB_OUT", str(folder / "runs"))
+        patch.setenv("OPEN3D_DISABLE_WEB_VISUALIZER", "true")
+        patch.setenv("PYTHONPYCACHEPREFIX", os.environ.get("PYTHONPYCACHEPREFIX") or str(folder / "compiled"))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield patch
+
+
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
-def test_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDLAB_FAST", "1")
-    monkeypatch.setenv("KDLAB_OUT", str(tmp_path / "runs"))
-    monkeypatch.setenv("OPEN3D_DISABLE_WEB_VISUALIZER", "true")
+def test_runs_from_top_to_bottom(
+    path: Path, tmp_path: Path, shared: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began, used = time.monotonic(), processor_seconds()
     done = execute(path, tmp_path)
+    seconds, used = time.monotonic() - began, processor_seconds() - used
+    with capsys.disabled():
+        print(f"\n{named(path)}: {seconds:.0f} s, {used:.0f} s of processor time", end=" ", flush=True)
     pictures = [o for c in done.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert pictures

@@ -341,7 +341,11 @@ def test_knobs_of_the_world(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             config(values, base)
-    (tmp_path / "sim" / "v1.0-sim" / "simulation.json").unlink()
+    record = tmp_path / "sim" / "v1.0-sim" / "simulation.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"scenes": ["scene-0001"]}))
+    with pytest.raises(ValueError, match="holds a part of a world"):
+        config({"simulation.fog": 1.0}, base)
+    record.unlink()
     with pytest.raises(ValueError, match="is not a simulated data set"):
         config({"simulation.fog": 1.0}, base)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from kdlab.view.background import Background
 
 
@@ -73,3 +75,18 @@ def test_a_job_that_waits_for_itself_is_not_stuck() -> None:
 
     told.background.ask(job())  # type: ignore[arg-type]
     assert told.background.wait(10) and found == [False]
+
+
+def test_a_failure_that_cannot_be_told_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def deaf(_: Exception) -> None:
+        raise RuntimeError("the kernel ends")
+
+    told = Told()
+    told.go.set()
+    told.background = Background(deaf)
+    told.background.ask(told.broken("a"))  # type: ignore[arg-type]
+    assert told.background.wait(10)
+    told.background.ask(told.job("b"))  # type: ignore[arg-type]
+    assert told.background.wait(10) and told.done == ["b0", "b1"]

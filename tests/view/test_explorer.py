@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +233,13 @@ def test_keys_step_and_play(explorer: BEVExplorer, monkeypatch: pytest.MonkeyPat
     assert not explorer.play.value and seen[:6] == [1, 2, 3, 0, 1, 2]
 
 
+def test_playing_stops_where_no_page_shows_it(explorer: BEVExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACE", 0.01)
+    explorer.play.value = True
+    ready(explorer)  # a cell that is run again leaves no thread behind
+    assert not explorer.play.value and explorer.canvas.serial > module.UNSEEN
+
+
 def test_a_known_frame_is_drawn_at_once_and_the_next_one_is_foreseen(sample: Sample) -> None:
     reel = Reel(sample)
     made = ready(BEVExplorer(Frames(reel, observer_of())))
@@ -333,8 +341,22 @@ def test_what_cannot_be_explored_is_refused(sample: Sample, tmp_path: Path) -> N
         BEVExplorer(tmp_path)
     with pytest.raises(ValueError, match="hold networks and method already"):
         BEVExplorer(Frames(Reel(sample, 1), observer_of("student")), student="runs/student")
-    with pytest.raises(ValueError, match="no sights"):
-        BEVExplorer([])
+    for nothing in ([], 3):
+        with pytest.raises(ValueError, match="no sights"):
+            BEVExplorer(nothing)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs sights, got Sample"):
+        BEVExplorer([sample])  # type: ignore[list-item]
+    with pytest.raises(FileNotFoundError, match="there is no .*none.safetensors"):
+        BEVExplorer(tmp_path / "none.safetensors")
+
+
+def test_an_empty_split_is_told(tmp_path: Path, mini: Callable[..., Any]) -> None:
+    root, _, student = mini(tmp_path)
+    splits = root / "v1.0-tiny" / "splits.json"
+    names = json.loads(splits.read_text())
+    splits.write_text(json.dumps({**names, "tiny_val": []}))
+    with pytest.raises(ValueError, match="split tiny_val of .* is empty; give split= one of all"):
+        BEVExplorer(root, student=student)
 
 
 def test_an_explorer_shows_itself(explorer: BEVExplorer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -278,3 +279,21 @@ def test_changes_in_words() -> None:
         "car #1 moved +1.0 m ahead, -2.0 m left; bus #2 removed; LiDAR beams 8; "
         "calibration of front left off by pitch +1.5°"
     )
+
+
+def test_a_control_is_heard_while_another_thread_sets_some(scene: LivingScene) -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        with scene._silent():
+            inside.set()
+            done.wait(0.2)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert inside.wait(10)
+    scene.fog.value, scene.ahead.value = 0.4, 3.0
+    thread.join()
+    assert scene.changes.fog == 0.4 and scene.changes.moved == {scene.object.value: (3.0, 0.0, 0.0)}
+    ready(scene)
+    assert "fog 0.4" in scene.place.value
