@@ -9,6 +9,8 @@ PEERS ?=
 ROOT ?= .
 BIN := .venv/bin
 STAMP := .venv/.kdlab-setup
+# Two processes of one thread each are faster than one of two: most tests are small.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/bench
 PEERS_STAMP := .venv-bench/.kdlab-peers
 
 .DEFAULT_GOAL := help
@@ -38,10 +40,10 @@ demo: $(STAMP)
 	$(BIN)/kdlab demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not browser" --ignore=tests/bench $(ARGS)
+	$(TEST) -m "not slow and not browser" $(ARGS)
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not browser" --ignore=tests/bench $(ARGS)
+	$(TEST) -m "slow and not browser" $(ARGS)
 
 browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser -s tests/browser $(ARGS)

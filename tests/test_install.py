@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-TARGETS = ["setup", "demo", "test", "slow", "lab", "bench", "peers", "weights", "lint", "lock", "clean", "help"]
+TARGETS = "setup demo test slow browser lab bench peers weights lint lock clean help".split()
 
 
 def pinned() -> list[Requirement]:

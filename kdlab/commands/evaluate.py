@@ -178,7 +178,8 @@ def _report(given: Options, path: Path, split: str, scorer: "Scorer") -> int:
     seconds = time.perf_counter() - began
     conditions = _conditions(given)
     if given.result is not None or conditions:
-        print("\n".join([str(path), *conditions, str(evaluation.metrics), *_odd(evaluation.metrics)]))
+        odd = [] if conditions else _odd(evaluation.metrics)  # a subset's numbers are odd by what was left out
+        print("\n".join([str(path), *conditions, str(evaluation.metrics), *odd]))
     if given.json is not None:
         summary = evaluation.metrics.summary(scorer.config, seconds, boxes.meta)
         _write_summary(given.json, {**summary, "kdlab": _origin(evaluation.metrics, _subset(given))})

@@ -19,6 +19,8 @@ WORLDS = "worlds"
 def changed_world(data: DataConfig, knobs: Mapping[str, Any], out: Path) -> tuple[SimulationConfig | None, str]:
     """The world of a data set with some knobs turned, and the root where the study keeps it.
 
+    It is written whole, also where the data set holds a part of its world alone.
+
     Args:
         data: the data set to start from.
         knobs: values by field of SimulationConfig.
@@ -29,7 +31,7 @@ def changed_world(data: DataConfig, knobs: Mapping[str, Any], out: Path) -> tupl
 
     Raises:
         FileNotFoundError: no data set at the root.
-        ValueError: the data set is not simulated, not complete or a part of a world, an unknown knob, a value that cannot work.
+        ValueError: the data set is not simulated or not complete, an unknown knob, a value that cannot work.
     """
     version = Path(data.root) / find_version(Path(data.root), data.version)
     record = read_record(version)
@@ -39,8 +41,6 @@ def changed_world(data: DataConfig, knobs: Mapping[str, Any], out: Path) -> tupl
         )
     if not record.complete:
         raise ValueError(f"{data.root} is not complete; run its `kdlab simulate` again to go on")
-    if not record.whole:
-        raise ValueError(f"{data.root} holds a part of a world; knobs are turned on a whole one")
     start = from_dict(SimulationConfig, record.config, str(version / RECORD))
     world = from_dict(SimulationConfig, {**asdict(start), **knobs}, "simulation")
     world.check()

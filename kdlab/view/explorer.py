@@ -332,7 +332,7 @@ def _sights(
     if not isinstance(data, str | Path | NuScenesDataset):
         if any(v is not None for v in (teacher, student, method, split)) or quirks:
             raise ValueError("BEVExplorer: these sights hold networks and method already; give the sights alone")
-        if not isinstance(data, Sequence) or not len(data):
+        if not hasattr(data, "__len__") or not len(data):
             raise ValueError("BEVExplorer: there are no sights in what was given")
         if not isinstance(data, Frames) and not isinstance(data[0], Sight):
             raise ValueError(f"BEVExplorer: needs sights, got {type(data[0]).__name__}; an Observer makes them")

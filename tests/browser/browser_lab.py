@@ -193,7 +193,8 @@ class Notebook:
 
     def __init__(self, page: Page, lab: Lab, name: str) -> None:
         self.page, self.lab, self.name = page, lab, name
-        page.goto(f"{lab.url}lab/tree/notebooks/{name}?token={lab.token}")
+        workspace = Path(name).stem  # of its own: Lab opens again what was open in the same workspace before
+        page.goto(f"{lab.url}lab/workspaces/{workspace}/tree/notebooks/{name}?token={lab.token}")
         page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for(timeout=60_000)
         self.panel = page.locator(".jp-NotebookPanel:visible")
         self.client = lab.kernel_of(name)

@@ -15,6 +15,7 @@ from kdlab.presets import SCALES, tiny
 from kdlab.studies import Change, Study, expand, load_study, term_changes
 from kdlab.studies.load import plain_study
 from kdlab.studies.plan import Terms, trial_hash, unique
+from kdlab.studies.worlds import world_ready
 
 TERMS = ("feature", "relation", "response_class", "response_regression")
 KD = {"distill.method": "unidistill", "distill.teacher": "runs/teacher"}
@@ -342,9 +343,12 @@ def test_knobs_of_the_world(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             config(values, base)
     record = tmp_path / "sim" / "v1.0-sim" / "simulation.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"scenes": ["scene-0001"]}))
-    with pytest.raises(ValueError, match="holds a part of a world"):
-        config({"simulation.fog": 1.0}, base)
+    known = json.loads(record.read_text())
+    settings = SimulationConfig(**known["config"])
+    record.write_text(json.dumps(known | {"digest": settings.digest()}))
+    assert world_ready(tmp_path / "sim", settings)
+    record.write_text(json.dumps(known | {"digest": settings.digest(), "scenes": ["scene-0001"]}))
+    assert not world_ready(tmp_path / "sim", settings)  # a part of it is not the world
     record.unlink()
     with pytest.raises(ValueError, match="is not a simulated data set"):
         config({"simulation.fog": 1.0}, base)

@@ -346,7 +346,7 @@ def test_what_cannot_be_explored_is_refused(sample: Sample, tmp_path: Path) -> N
             BEVExplorer(nothing)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs sights, got Sample"):
         BEVExplorer([sample])  # type: ignore[list-item]
-    with pytest.raises(FileNotFoundError, match="there is no .*none.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*none\.safetensors"):
         BEVExplorer(tmp_path / "none.safetensors")
 
 
@@ -355,7 +355,7 @@ def test_an_empty_split_is_told(tmp_path: Path, mini: Callable[..., Any]) -> Non
     splits = root / "v1.0-tiny" / "splits.json"
     names = json.loads(splits.read_text())
     splits.write_text(json.dumps({**names, "tiny_val": []}))
-    with pytest.raises(ValueError, match="split tiny_val of .* is empty; give split= one of all"):
+    with pytest.raises(ValueError, match=r"split tiny_val of .* is empty; give split= one of all"):
         BEVExplorer(root, student=student)
 
 

@@ -817,8 +817,10 @@ const STALE = {
   panels: ["maps"], extent: ["maps", "layout"], cells: ["pointer"], pictures: [], boxes: ["layers", "cameras"],
   points: ["points", "layers"], mask: ["mask", "layers"], mask_threshold: ["mask", "layers"], pixels: ["cameras"],
   min_score: ["layers", "cameras"], show: ["layers", "cameras"], status: ["status"], names: ["pointer"],
-  cell: ["pointer"], editable: ["editable"], label: ["editable"], serial: ["pointer"],
+  cell: ["pointer"], editable: ["editable"], label: ["editable"], serial: [],
 };
+
+const ON_MAPS = ["maps", "layout", "points", "mask", "layers", "pointer"]; // what of it is seen on the maps
 
 /** Draw what is stale with the next frame of the screen, however many messages come before it. */
 function request(view, ...parts) {
@@ -833,14 +835,15 @@ function drawStale(view) {
   const { stale } = view;
   view.stale = new Set();
   if (stale.has("maps")) readPanels(view);
-  if (stale.has("layout") || view.panels.length !== view.laidOut) layOut(view);
+  if (view.panels.length !== view.laidOut) stale.add("layout"); // another number of maps gives each another width
+  if (stale.has("layout")) layOut(view);
   if (stale.has("points") || stale.has("layout")) view.pointImages.clear();
   if (stale.has("points")) view.points = null;
   if (stale.has("mask") || stale.has("layout")) view.mask = undefined;
   if (stale.has("layers") || stale.has("layout")) view.fronts.clear();
   if (stale.has("layout") && view.pointer) view.hover = placeOf(view, view.pointer.panel, view.pointer);
   if (stale.has("editable")) readEditable(view);
-  for (const panel of view.panels) drawPanel(view, panel);
+  if (ON_MAPS.some((part) => stale.has(part))) for (const panel of view.panels) drawPanel(view, panel);
   if ((stale.has("cameras") || stale.has("layout")) && !view.decoding) drawCameras(view);
   drawStatus(view);
   drawLegend(view);
