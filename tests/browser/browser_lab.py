@@ -353,7 +353,10 @@ class Widget:
         canvas = self.area.locator(".kdlab-canvas")
         canvas.evaluate(
             """root => {
-                root.taken = []; let since = null;
+                root.taken = [];
+                if (root.timed) return;
+                root.timed = true;
+                let since = null;
                 document.addEventListener("keydown", () => { since = performance.now(); }, true);
                 new MutationObserver(() => {
                     if (since !== null) root.taken.push(performance.now() - since);

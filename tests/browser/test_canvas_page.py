@@ -309,3 +309,16 @@ def test_an_update_costs_little(canvas: Mounted) -> None:
         canvas.shown(serial)
         costs.append(float(canvas.root.get_attribute("data-cost") or "nan"))
     assert median(costs) < 100, costs
+
+
+def test_another_number_of_maps_is_drawn_as_if_it_were_the_first(page: Page) -> None:
+    canvas = Mounted(page, example())
+    canvas.settle()
+    panels = [*example().panels, example().panels[0]]  # a fourth map makes all of them narrower
+    canvas.take(panels=panels, serial=2)
+    canvas.shown(2)
+    canvas.settle()
+    later = canvas.picture(0)
+    fresh = Mounted(page, example(panels=panels))
+    fresh.settle()
+    assert later == fresh.picture(0)
