@@ -65,7 +65,12 @@ def diagnose(metrics: Metrics, reference: Metrics | None = None) -> list[Finding
     Args:
         metrics: of one run on one split.
         reference: of a run that is known to be sound, on the same split; shows losses that look healthy by themselves.
+
+    Raises:
+        ValueError: the reference is of another split.
     """
+    if reference is not None and metrics.split != reference.split:
+        raise ValueError(f"diagnose: the reference is of split {reference.split}, the metrics are of {metrics.split}")
     rules: tuple[Callable[[Metrics], Finding | None], ...] = (
         _nothing_found,
         _classes_missing,
@@ -119,6 +124,9 @@ def _by_distance(metrics: Metrics) -> dict[float, float]:
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------
+# Limits lie well beyond what sound detectors of the nuScenes benchmark show (scale errors of 0.25 to 0.3, orientation
+# errors of 0.3 to 0.6 rad, attribute errors of 0.1 to 0.4) and before what the bug would give (a car with its sides
+# exchanged 0.74, headings by chance 1.57 rad, attributes that are missing 1).
 
 
 def _nothing_found(metrics: Metrics) -> Finding | None:
@@ -127,8 +135,8 @@ def _nothing_found(metrics: Metrics) -> Finding | None:
         return None
     return Finding(
         "nothing is found: boxes in another frame (sensor, ego, global), x and y exchanged or one mirrored, class "
-        "numbers in another order, or weights that were not loaded",
-        f"AP is {best:.3f} even within 4 m, for every class",
+        "numbers in another order, weights that were not loaded, or a training that has hardly begun",
+        f"mAP is {best:.3f} at the most generous matching distance",
         "draw predictions and truth from above (kdlab.view.bev.bev_boxes): a turn, a mirror or a shift shows at once; "
         "if boxes lie well, compare their classes",
         "almost certain",
@@ -145,7 +153,7 @@ def _classes_missing(metrics: Metrics) -> Finding | None:
     return Finding(
         f"{', '.join(lost)} {'are' if several else 'is'} never found: "
         + ("class numbers are exchanged, or these classes are" if several else "the class is")
-        + " left out of the training or of the head",
+        + " left out of the training or of the head, or too rare in the training",
         f"AP 0.00 with {', '.join(str(metrics.counts[n]) for n in lost)} annotations; "
         f"the other classes have {np.mean(rest):.2f}",
         "draw their true boxes beside all predictions, whatever their class; compare the order of classes with "
@@ -176,7 +184,7 @@ def _headings(metrics: Metrics) -> Finding | None:
             f"{beside}; every class is near π/2 = {math.pi / 2:.2f}, which chance would give to classes with a front "
             "but not to barriers (theirs would be 0.79)",
             "subtract the true from the predicted heading of some matched boxes: is it always the same angle?",
-            "almost certain" if barrier == barrier else "likely",
+            "almost certain" if barrier == barrier else "possible",
         )
     if barrier < 0.35:
         return Finding(
@@ -235,7 +243,8 @@ def _shifted(metrics: Metrics) -> Finding | None:
     errors = _errors(metrics, "trans_err")
     if top < 0.1 or not errors:
         return None
-    alike = float(np.std(list(errors.values())) / np.mean(list(errors.values()))) < 0.1
+    # One or two classes are alike by chance, and the poor depth of a camera detector would look like a shift.
+    alike = len(errors) > 2 and float(np.std(list(errors.values())) / np.mean(list(errors.values()))) < 0.1
     steps = list(aps)
     pairs = list(pairwise(steps)) + (list(zip(steps, steps[2:], strict=False)) if alike else [])
     jump = next(((near, far) for near, far in pairs if aps[near] < 0.12 * top and aps[far] > 0.75 * top), None)
@@ -299,7 +308,7 @@ def _worse(metrics: Metrics, reference: Metrics) -> Finding | None:
     now = _by_distance(metrics)
     lost = {d: ap - now.get(d, 0.0) for d, ap in _by_distance(reference).items()}
     ratio = metrics.mean_ap_present / max(reference.mean_ap_present, 1e-9)
-    if metrics.split != reference.split or ratio > 0.8:
+    if ratio > 0.8:
         return None
     geometry = ("trans_err", "scale_err", "orient_err")
     grown = [TP_ERRORS[k] for k in geometry if metrics.tp_errors[k] > 1.3 * reference.tp_errors[k] + 0.05]

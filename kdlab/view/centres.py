@@ -201,13 +201,13 @@ def calibration(scores: Array, hits: Array, bins: int = 10, title: str = "") -> 
     mean = np.bincount(place, weights=scores, minlength=bins) / np.maximum(count, 1)
     share = np.bincount(place, weights=np.asarray(hits, float), minlength=bins) / np.maximum(count, 1)
     gap = float((count * np.abs(mean - share)).sum() / max(count.sum(), 1))
-    error = 1.96 * np.sqrt(share * (1 - share) / np.maximum(count, 1))
     known = count > 0
+    error = np.abs(_interval(share[known], count[known]) - share[known])
     figure = new_figure(11.0, 4.4)
     curve, bars = figure.subplots(1, 2)
     curve.plot([0, 1], [0, 1], "--", color=GREY, label="score = share of matches")
     style: dict[str, Any] = {"fmt": "o-", "color": TEACHER, "capsize": 3}
-    curve.errorbar(mean[known], share[known], error[known], **style, label="detections, with 95 % intervals")
+    curve.errorbar(mean[known], share[known], error, **style, label="detections, with 95 % intervals")
     curve.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="mean score", ylabel="share of matches", aspect="equal")
     curve.set_title(f"mean gap between score and share: {gap:.3f}", fontsize=11)
     curve.legend(fontsize=8, loc="upper left")
@@ -215,6 +215,13 @@ def calibration(scores: Array, hits: Array, bins: int = 10, title: str = "") -> 
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _interval(share: Array, count: Array, z: float = 1.96) -> Array:
+    """Wilson's interval of shares of counts, low and high [2, n]; unlike the normal one it is never of no width."""
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return np.stack((middle - half, middle + half))
 
 
 def _counts(ax: Axes, count: Array) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -15,6 +16,7 @@ from torch import Tensor
 from kdlab.data.depth import depth_targets
 from kdlab.sample import CAMERAS
 from kdlab.view.cameras import LAYOUT
+from kdlab.view.sensing import title_of
 from kdlab.view.style import STUDENT, TRUTH, Array, array, colour_of, new_figure
 
 if TYPE_CHECKING:
@@ -92,12 +94,7 @@ def _image_on(ax: Axes, sight: Sight, camera: int) -> None:
     image = sight.sample.images[0, camera].permute(1, 2, 0).cpu().numpy()
     ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="bilinear")
     ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
-    ax.set_title(camera_title(camera), fontsize=10)
-
-
-def camera_title(camera: int) -> str:
-    """A camera's name in plain words, such as "front left"."""
-    return CAMERAS[camera].removeprefix("CAM_").replace("_", " ").lower()
+    ax.set_title(title_of(camera), fontsize=10)
 
 
 def pixel_depth(
@@ -177,12 +174,17 @@ def expected_depth(sight: Sight, bins: Bins | None = None, side: str = "student"
             _image_on(ax, sight, camera)
             ax.images[0].set_alpha(0.25)
             shown = ax.imshow(values[camera], extent=extent_of(sight, camera), norm=norm, cmap="viridis_r")
-            ax.set_title(f"{camera_title(camera)}: {what}", fontsize=9)
+            ax.set_title(f"{title_of(camera)}: {what}", fontsize=9)
         left, right, bottom, top = extent_of(sight, camera)
         for ax in rows:
             ax.set(xlim=(left, right), ylim=(bottom, top))
+    label = "depth along the camera's axis (m)"
+    metre_ticks(figure.colorbar(shown, ax=axes, label=label, fraction=0.025, extend="both"), bins)
+    return figure
+
+
+def metre_ticks(bar: Colorbar, bins: Bins) -> None:
+    """Round metres on a logarithmic colour bar of depths."""
     ticks = [t for t in (1, 2, 5, 10, 20, 40, 60, 100) if bins[0] <= t <= bins[1]]
-    bar = figure.colorbar(shown, ax=axes, label="depth along the camera's axis (m)", fraction=0.025, extend="both")
     bar.set_ticks(ticks, labels=[str(t) for t in ticks])
     bar.minorticks_off()
-    return figure

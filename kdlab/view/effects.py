@@ -127,7 +127,7 @@ def quirk_costs(observer: Observer, sample: Sample) -> tuple[pd.DataFrame, Figur
         A row per quirk (`COLUMNS`; NaN where it cannot be switched on here, with the reason in words), and the figure.
 
     Raises:
-        ValueError: the observer has no method, or a method without quirks.
+        ValueError: the observer has no method, one without quirks, or one of which this pair can have no term.
     """
     import pandas as pd
 
@@ -135,6 +135,8 @@ def quirk_costs(observer: Observer, sample: Sample) -> tuple[pd.DataFrame, Figur
     if method is None or not method.quirks:
         raise ValueError("quirk_costs needs an observer whose method has quirks; give it one, such as 'unidistill'")
     base = _pulls(observer.with_quirks(()), sample)
+    if not base.losses:
+        raise ValueError(f"quirk_costs: no term of {method.name} can be had from this pair; see Observer.errors")
     rows = [("none (intended)", "", "", base.loss, base.size, 1.0, float("nan"), "")]
     rows += [_row(observer, sample, quirk, base) for quirk in method.quirks]
     table = pd.DataFrame(rows, columns=list(COLUMNS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +44,7 @@ def term_losses(lapse: Timelapse, term: str) -> Figure:
     maps = [array(sight.loss_map(term)) for sight in (first, last)]
     figure = new_figure(13.0, 4.8)
     axes = list(figure.subplots(1, 3))
-    for name, colour in zip(first.results, COLOURS, strict=False):
+    for name, colour in zip(first.results, cycle(COLOURS), strict=False):
         start = first.value(name) or 1.0
         share = [sight.value(name) / start for sight in lapse.sights]
         axes[0].plot(lapse.steps, share, color=colour, marker="o", markersize=4, label=name)

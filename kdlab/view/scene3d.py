@@ -19,7 +19,7 @@ from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from torch import Tensor
 
 from kdlab.geometry import points_in_boxes, transform, unproject
-from kdlab.sample import CAMERAS, CLASSES, Boxes3D, Detections, Sample
+from kdlab.sample import CAMERAS, CLASSES, Detections, Sample
 from kdlab.view.cameras import box_segments
 from kdlab.view.scene3d_draw import Look, draw
 from kdlab.view.style import EGO_LENGTH, EGO_REAR, EGO_WIDTH, GREY, Array, Boxes, array, box_legend, colour_of, kept
@@ -265,8 +265,13 @@ def _add_boxes(made: Geometry, name: str, items: Boxes, title: str, colour: str,
     segments = torch.cat((box_segments(values)[:, :12], _heading(values)), 1)
     made.lines[name] = _line_set(array(segments.flatten(0, 1)), colour)
     made.titles[name] = title
-    scores = items.scores[items.scores >= min_score].tolist() if isinstance(items, Detections) else [None] * len(values)
-    points = items.points[items.valid].tolist() if isinstance(items, Boxes3D) else [None] * len(values)
+    finite = items.values[:, :7].isfinite().all(-1)  # as `kept` leaves the others out
+    scores: list[Any] = [None] * len(values)
+    points: list[Any] = [None] * len(values)
+    if isinstance(items, Detections):
+        scores = items.scores[finite & (items.scores >= min_score)].tolist()
+    else:
+        points = items.points[finite & items.valid].tolist()
     words = []
     for row, label, score, count in zip(values.tolist(), labels.tolist(), scores, points, strict=True):
         said = f"<b>{CLASSES[label].replace('_', ' ')}</b> ({name})<br>{np.hypot(row[0], row[1]):.1f} m away"

@@ -18,8 +18,9 @@ from kdlab.distill import simdistill
 from kdlab.models.camera import SimulatedLidar
 from kdlab.models.deformable import GeometryCompensation
 from kdlab.sample import Features
-from kdlab.view.depths import bin_centres, bins_of, camera_title, extent_of, lidar_depth
+from kdlab.view.depths import bin_centres, bins_of, extent_of, lidar_depth, metre_ticks
 from kdlab.view.methods import BELOW, norm_map, on_map, terms_of
+from kdlab.view.sensing import title_of
 from kdlab.view.style import GREY, OTHERS, STUDENT, TRUTH, Array, array, colour_bar, new_figure, robust_norm
 
 if TYPE_CHECKING:
@@ -120,13 +121,11 @@ def two_lifts(sight: Sight, observer: Observer, camera: int = 0) -> Figure:
     for ax, (name, chances), colour in zip(axes[0], sides.items(), ("#000000", OTHERS[0]), strict=False):
         expected = np.einsum("d,ndhw->nhw", bin_centres(bins), array(chances))
         shown = _depth_on(ax, sight, camera, expected[camera], LogNorm(bins[0], bins[1]))
-        ax.set_title(f"{camera_title(camera)}, expected depth: {name}", fontsize=10)
+        ax.set_title(f"{title_of(camera)}, expected depth: {name}", fontsize=10)
         known = (measured >= bins[0]) & (measured < bins[1])
         scatter.plot(measured[known], expected[known], ".", color=colour, markersize=2.5, label=name)
     bar = figure.colorbar(shown, ax=list(axes[0, :2]), label="depth along the camera's axis (m)", pad=0.02, **BELOW)
-    ticks = [t for t in (1, 2, 5, 10, 20, 40, 60, 100) if bins[0] <= t <= bins[1]]
-    bar.set_ticks(ticks, labels=[str(t) for t in ticks])
-    bar.minorticks_off()
+    metre_ticks(bar, bins)
     scatter.plot(bins[:2], bins[:2], color="black", linewidth=0.8, linestyle=":")
     scatter.set(xlabel="depth that the LiDAR measured (m)", ylabel="expected depth (m)", xlim=bins[:2], ylim=bins[:2])
     scatter.set_title("image cells with LiDAR points, six cameras", fontsize=10)

@@ -20,7 +20,7 @@ from kdlab.distill import Context, TermResult, labeldistill, run_terms
 from kdlab.geometry import BEVGrid
 from kdlab.models.labels import LabelDetector
 from kdlab.models.labels import label_maps as maps_of_labels
-from kdlab.sample import Boxes3D, Detections
+from kdlab.sample import Boxes3D, Detections, to_device
 from kdlab.view.before_after import found_score
 from kdlab.view.bev import points_on
 from kdlab.view.style import (
@@ -116,8 +116,7 @@ def _still(sight: Sight) -> Context:
     """What the terms of a sight look at, cut off from the student's graph; nothing made from it is kept."""
     context = sight.graph().context
     assert sight.student is not None
-    device = context.boxes.values.device
-    student = sight.student if device.type == "cpu" else context.student
+    student = to_device(replace(sight.student, lift=None), context.boxes.values.device, False)
     return replace(context, student=student, _made={})
 
 
@@ -203,9 +202,9 @@ def by_points(sights: Sequence[Sight], observer: Observer) -> Figure:
 
 
 def _means(ax: Axes, values: Any, group: Any, there: list[int], label: str, colour: str, marker: str) -> None:
-    """Mean of each group with its standard error."""
+    """Mean of each group with its standard error; a group of one has none."""
     parts = [values[group == i] for i in there]
-    error = [p.std() / np.sqrt(len(p)) for p in parts]
+    error = [p.std(ddof=1) / np.sqrt(len(p)) if len(p) > 1 else np.nan for p in parts]
     style: dict[str, Any] = {"color": colour, "marker": marker, "capsize": 3, "label": label}
     ax.errorbar(range(len(there)), [p.mean() for p in parts], error, **style)
 
@@ -256,8 +255,8 @@ def footprints(sight: Sight, cell: float = 0.8, reach: float = 12.0) -> Figure:
             ax.scatter(xy[:, 1], xy[:, 0], s=46, color=colour, marker=marker, edgecolors="white", zorder=6, label=label)
         name = "released: half the length and width" if released else "intended: the footprint, its centre at least"
         bev_axes(ax, whole, f"{name}, {int(mask.sum())} cells", ego=False)
-        ax.set_xticks(np.arange(whole.width + 1) * cell + whole.y[0], minor=True)
-        ax.set_yticks(np.arange(whole.height + 1) * cell + whole.x[0], minor=True)
+        ax.set_xticks(np.arange(whole.height + 1) * cell + whole.y[0], minor=True)
+        ax.set_yticks(np.arange(whole.width + 1) * cell + whole.x[0], minor=True)
         ax.grid(which="minor", color="#CCCCCC", linewidth=0.5)
         ax.tick_params(which="minor", length=0)
         ax.set(xlim=(centre[1] + reach, centre[1] - reach), ylim=(centre[0] - reach, centre[0] + reach))

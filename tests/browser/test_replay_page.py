@@ -83,9 +83,11 @@ def wait(page: Page) -> None:
     page.wait_for_function("Number(document.querySelector('.kdlab-canvas')?.dataset.shown) > 0", timeout=10_000)
 
 
+READ = "c => c.getContext('2d').getImageData(c.width / 2, 3, 1, 1).data[0]"
+
+
 def brightness(page: Page) -> float:
-    read = "c => c.getContext('2d').getImageData(c.width / 2, 3, 1, 1).data[0]"
-    return float(page.locator(".kdlab-camera canvas").first.evaluate(read))
+    return float(page.locator(".kdlab-camera canvas").first.evaluate(READ))
 
 
 def test_frames_are_stepped_played_and_named(replay: Page) -> None:
@@ -98,7 +100,9 @@ def test_frames_are_stepped_played_and_named(replay: Page) -> None:
     replay.get_by_label("next frame").click()
     expect(name).to_have_text("middle")
     expect(replay.locator(".kdlab-title").nth(3)).to_have_text("all terms: 16")
-    replay.wait_for_timeout(150)
+    replay.wait_for_function(
+        f"least => ({READ})(document.querySelector('.kdlab-camera canvas')) > least", arg=first + 20
+    )
     assert brightness(replay) == pytest.approx(first + 40, abs=6)
     replay.get_by_label("frame before").click()
     replay.get_by_label("frame before").click()

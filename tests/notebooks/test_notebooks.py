@@ -86,7 +86,7 @@ def processor_seconds() -> float:
     return ended.ru_utime + ended.ru_stime
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
     """One folder of world and runs for all notebooks, and one of compiled Python, which a kernel starts faster with."""
     folder = tmp_path_factory.mktemp("notebooks")
