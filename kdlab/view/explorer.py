@@ -233,8 +233,7 @@ class BEVExplorer(Controls):
             sight = self.album.sight(wanted)
             wanted = self._fill(sight, wanted)
             panels, notes = self.album.panels(wanted)
-            pixels, self.report.value = self._inspected(sight, wanted)
-            self.place.value = self._place(sight)
+            pixels, report = self._inspected(sight, wanted)
             self.canvas.draw(
                 panels=panels,
                 mask=self.album.mask(wanted),
@@ -242,6 +241,7 @@ class BEVExplorer(Controls):
                 status="; ".join(notes),
                 **self.album.scene(wanted.index),
             )
+            self.report.value, self.place.value = report, self._place(sight)  # the maps do not wait for the words
             self._wanted = self._shown = wanted
             return wanted
 

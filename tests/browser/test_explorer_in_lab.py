@@ -192,9 +192,15 @@ def test_the_living_scene_follows_its_sliders(living: Widget) -> None:
     living.drawn()
     for name, value, key in (
         ("ahead (m)", "living.changes.moved", "ArrowRight"),
+        ("left (m)", "living.changes.moved", "ArrowRight"),
         ("turn (°)", "living.changes.moved", "ArrowRight"),
         ("fog", "living.changes.fog", "ArrowRight"),
         ("night", "living.changes.night", "ArrowRight"),
+        ("drop-out", "living.changes.dropout", "ArrowRight"),
+        ("yaw (°)", "living.changes.calibration", "ArrowRight"),
+        ("pitch (°)", "living.changes.calibration", "ArrowRight"),
+        ("roll (°)", "living.changes.calibration", "ArrowRight"),
+        ("boxes: score from", "living.canvas.min_score", "ArrowRight"),
         ("beams", "living.changes.beams", "ArrowLeft"),
     ):
         before = living.ask(f"repr({value})")
@@ -205,6 +211,8 @@ def test_the_living_scene_follows_its_sliders(living: Widget) -> None:
         living.drawn()
         assert living.pixels() != look, f"{name} changed nothing on the page"
     assert living.ask("living.sight.sample.points.shape[0] < living.before.sample.points.shape[0]")
+    living.slide("mask: value from", "ArrowRight")
+    living.until("living.canvas.mask_threshold > 0.5", True)
     times = living.ask("living.seconds")
     print(f"\nliving scene, last change: {times}")
     living.photograph("living")

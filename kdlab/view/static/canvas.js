@@ -537,7 +537,8 @@ async function readPictures(view) {
     view.pictures.splice(0, Infinity, ...pictures.map((data, i) => ({ ...data, image: images[i] })));
   } while (view.decodeAgain && !view.gone);
   view.decoding = false;
-  request(view, "cameras");
+  view.stale.add("cameras");
+  if (!view.asked && !view.gone) drawStale(view); // the maps are drawn already: no need to wait for another frame
 }
 
 async function decodePicture(picture) {
@@ -566,7 +567,6 @@ function drawPicture(view, picture, figure) {
   if (caption.textContent !== picture.name) caption.textContent = picture.name;
   context.fillStyle = `rgb(${MISSING})`;
   context.fillRect(0, 0, width, height);
-  context.imageSmoothingQuality = "high";
   if (picture.image) context.drawImage(picture.image, 0, 0, width, height);
   for (const [name, set] of shownSets(view.model)) {
     const path = new Path2D();
