@@ -6,7 +6,6 @@ touch stays as it was: the noise of a pixel and of a LiDAR beam does not depend 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -33,6 +32,7 @@ from kdlab.data.simulate_config import (
     rng_of,
     written_rig,
 )
+from kdlab.data.simulate_record import read_record
 from kdlab.data.simulate_sensors import (
     BeamNoise,
     Caster,
@@ -111,13 +111,12 @@ class LiveWorld:
             FileNotFoundError: no data set at the root.
             ValueError: it is not a simulated one, of another version of the simulator, or holds no such sample.
         """
-        record = Path(root) / find_version(Path(root), None) / "simulation.json"
-        if not record.is_file():
+        record = read_record(Path(root) / find_version(Path(root), None))
+        if record is None:
             raise ValueError(f"{root} is no simulated data set: only a simulated world can be changed")
-        known = json.loads(record.read_text())
         names = {f.name for f in fields(SimulationConfig)}
-        config = SimulationConfig(**{name: value for name, value in known["config"].items() if name in names})
-        if known["digest"] != config.digest():
+        config = SimulationConfig(**{name: value for name, value in record.config.items() if name in names})
+        if record.digest != config.digest():
             raise ValueError(f"{root} is of another version of the simulator; simulate it anew to change its world")
         for scene in range(config.scenes):
             tables = SceneTables(config, scene)
