@@ -39,4 +39,5 @@ def read_record(version: Path) -> WorldRecord | None:
         return None
     known = json.loads(path.read_text())
     scenes = known.get("scenes")
-    return WorldRecord(known.get("config", {}), known["digest"], known["complete"], scenes and tuple(scenes))
+    complete = bool(known.get("complete"))
+    return WorldRecord(known.get("config", {}), known["digest"], complete, scenes and tuple(scenes))
