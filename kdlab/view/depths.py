@@ -16,7 +16,7 @@ from torch import Tensor
 from kdlab.data.depth import depth_targets
 from kdlab.sample import CAMERAS
 from kdlab.view.cameras import LAYOUT
-from kdlab.view.sensing import title_of
+from kdlab.view.sensing import seen_extent, title_of
 from kdlab.view.style import STUDENT, TRUTH, Array, array, colour_of, new_figure
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def extent_of(sight: Sight, camera: int) -> tuple[float, float, float, float]:
         sight.batch.image_from_camera[0, 0, camera]
     )
     height, width = sight.batch.images.shape[-2:]
-    corners = stored_from_seen @ torch.tensor([[0.0, width], [0.0, height], [1.0, 1.0]])
-    (left, right), (top, bottom) = corners[0].tolist(), corners[1].tolist()
-    return left, right, bottom, top
+    return seen_extent(stored_from_seen, height, width)
 
 
 def cell_at(sight: Sight, camera: int, u: float, v: float, cells: tuple[int, int]) -> tuple[int, int]:

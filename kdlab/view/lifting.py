@@ -22,7 +22,7 @@ from kdlab.models.lift import Frustum, LiftIndex, lift_index, splat
 from kdlab.sample import Batch, Boxes3D, Sample
 from kdlab.view.bev import points_on
 from kdlab.view.cameras import camera as camera_on
-from kdlab.view.sensing import title_of, window
+from kdlab.view.sensing import seen_extent, title_of, window
 from kdlab.view.style import (
     STUDENT,
     TRUTH,
@@ -123,14 +123,6 @@ def lift_steps(detector: Detector, batch: Batch, sample: Sample) -> LiftSteps:
     return LiftSteps(depth, context, points, frustum, detector.grid, detector.config.z, stored)
 
 
-def _extent(steps: LiftSteps, camera: int) -> tuple[float, float, float, float]:
-    """Where the network's image lies in the stored one: left, right, bottom, top."""
-    (height, width), stride = steps.frustum.size, steps.frustum.stride
-    corners = torch.tensor([[0.0, 0, 1], [width * stride, height * stride, 1]]) @ steps.stored_from_seen[camera].mT
-    (left, top), (right, bottom) = corners[:, :2].tolist()
-    return left, right, bottom, top
-
-
 def over_image(ax: Axes, sample: Sample, steps: LiftSteps, camera: int, values: Any = None, **style: Any) -> Any:
     """Draw the part of a stored image that the network sees, and a map [h, w] over it.
 
@@ -146,7 +138,8 @@ def over_image(ax: Axes, sample: Sample, steps: LiftSteps, camera: int, values: 
         The drawn map, None without one.
     """
     camera_on(ax, sample, camera, {}, 0.0, False)
-    left, right, bottom, top = _extent(steps, camera)
+    (rows, columns), stride = steps.frustum.size, steps.frustum.stride
+    left, right, bottom, top = seen_extent(steps.stored_from_seen[camera], rows * stride, columns * stride)
     shown = None
     if values is not None:
         ax.images[0].set_alpha(0.2)

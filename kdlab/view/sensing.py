@@ -48,6 +48,19 @@ def window(centre: Tensor | Sequence[float], reach: float) -> BEVGrid:
     return BEVGrid((x - reach, x + reach), (y - reach, y + reach), reach)
 
 
+def seen_extent(stored_from_seen: Tensor, height: int, width: int) -> tuple[float, float, float, float]:
+    """Where the network's image, often a crop, lies in the stored one: left, right, bottom, top in its pixels.
+
+    Args:
+        stored_from_seen: [3, 3], pixels of the network's image to those of the stored one.
+        height: of the network's image, as ``width``, in its pixels.
+        width: see ``height``.
+    """
+    corners = stored_from_seen @ torch.tensor([[0.0, width], [0.0, height], [1.0, 1.0]])
+    (left, right), (top, bottom) = corners[0].tolist(), corners[1].tolist()
+    return left, right, bottom, top
+
+
 def title_of(camera: int) -> str:
     """A camera's name in words."""
     return CAMERAS[camera].removeprefix("CAM_").replace("_", " ").lower()
