@@ -27,11 +27,11 @@ from kdlab.presets import distilled, tiny
 from kdlab.runs import compare
 from kdlab.shipping import weights_of
 from kdlab.train import train
-from kdlab.view.bev import bev_boxes, feature_maps
-from kdlab.view.cameras import cameras
-from kdlab.view.curves import loss_curves, metric_comparison
-from kdlab.view.look import look
-from kdlab.view.regions import masks
+from kdlab.view.methods.regions import masks
+from kdlab.view.networks.bev import bev_boxes, feature_maps
+from kdlab.view.results.curves import loss_curves, metric_comparison
+from kdlab.view.sensors.cameras import cameras
+from kdlab.view.sight.look import look
 from kdlab.view.style import Boxes
 
 SPLIT = "sim_test"

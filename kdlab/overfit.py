@@ -24,9 +24,9 @@ from kdlab.metrics.config import EvaluationConfig
 from kdlab.presets import tiny
 from kdlab.sample import CLASSES, Boxes3D, Detections
 from kdlab.train import train
-from kdlab.view.bev import bev_boxes
-from kdlab.view.cameras import cameras
-from kdlab.view.look import Look, look
+from kdlab.view.networks.bev import bev_boxes
+from kdlab.view.sensors.cameras import cameras
+from kdlab.view.sight.look import Look, look
 from kdlab.view.style import Boxes
 
 TARGETS = {"lidar": 0.8, "camera": 0.5}

@@ -326,7 +326,7 @@ def _draw(
     frames: "Mapping[str, Mapping[str, float]]",
 ) -> None:
     """Write the pictures of an evaluation as PNG."""
-    from kdlab.view.evaluation import error_curves, frame_differences, precision_recall, ring_scores
+    from kdlab.view.results.evaluation import error_curves, frame_differences, precision_recall, ring_scores
 
     pictures = {
         "precision_recall": precision_recall(evaluation, config),

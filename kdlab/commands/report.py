@@ -16,7 +16,7 @@ def report(folder: Path | str, **options: Any) -> str:
         ValueError: an option that cannot be, or a file of a run cannot be read.
     """
     from kdlab.studies.report import write_report
-    from kdlab.view.studies import draw_report
+    from kdlab.view.results.studies import draw_report
 
     found = write_report(folder, draw_report, **options)
     names = [str(path.relative_to(folder)) for path in found.files if path.suffix not in (".svg", ".pdf")]

@@ -27,7 +27,7 @@ def compare(args: Sequence[str]) -> int:
 
     given = parse(Compare, "compare", args, str(compare.__doc__))
     from kdlab.runs import compare as set_side_by_side
-    from kdlab.view.curves import metric_comparison
+    from kdlab.view.results.curves import metric_comparison
 
     comparison = set_side_by_side(given.runs, given.split)
     print(comparison.markdown() if given.markdown else comparison.text())

@@ -137,8 +137,8 @@ def _nothing_found(metrics: Metrics) -> Finding | None:
         "nothing is found: boxes in another frame (sensor, ego, global), x and y exchanged or one mirrored, class "
         "numbers in another order, weights that were not loaded, or a training that has hardly begun",
         f"mAP is {best:.3f} at the most generous matching distance",
-        "draw predictions and truth from above (kdlab.view.bev.bev_boxes): a turn, a mirror or a shift shows at once; "
-        "if boxes lie well, compare their classes",
+        "draw predictions and truth from above (kdlab.view.networks.bev.bev_boxes): a turn, a mirror or a shift shows "
+        "at once; if boxes lie well, compare their classes",
         "almost certain",
     )
 

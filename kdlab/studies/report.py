@@ -136,7 +136,7 @@ def write_report(
 
     Args:
         folder: of the study.
-        draw: draws the figures of a report into a folder (`kdlab.view.studies.draw_report`); none without it.
+        draw: draws the figures of a report into a folder (`kdlab.view.results.studies.draw_report`); none without it.
         options: of `analyse`.
     """
     folder = Path(folder)

@@ -19,12 +19,12 @@ from ipywidgets import jslink
 
 from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.distill import Method
-from kdlab.view.album import Album, Wanted, sizes
-from kdlab.view.background import Background, Job, in_words
-from kdlab.view.canvas import Canvas
-from kdlab.view.controls import Controls, shown_by
-from kdlab.view.readout import cell_html
 from kdlab.view.sight import ALL, Frames, Observer, Sight, load_sights
+from kdlab.view.widgets.album import Album, Wanted, sizes
+from kdlab.view.widgets.background import Background, Job, in_words
+from kdlab.view.widgets.canvas import Canvas
+from kdlab.view.widgets.controls import Controls, shown_by
+from kdlab.view.widgets.readout import cell_html
 
 PACE = 0.5
 """Seconds from frame to frame while playing: nuScenes' keyframes in real time."""

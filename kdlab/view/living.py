@@ -20,15 +20,15 @@ from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate_changes import Changes, Move
 from kdlab.data.simulate_live import LiveWorld
 from kdlab.distill import Method
-from kdlab.view.album import sizes
-from kdlab.view.background import Background, Job, in_words
-from kdlab.view.before_after import find, maps_of, nearest
-from kdlab.view.canvas import Canvas, box_set, boxes_of, mask_bytes, panel_of, pictures_of, points_of
-from kdlab.view.controls import shown_by
-from kdlab.view.layers import View, mask_layers
-from kdlab.view.living_controls import PUSHES, LivingControls
-from kdlab.view.living_words import heading_of, objects_of, place_html, report_html
+from kdlab.view.networks.before_after import find, maps_of, nearest
 from kdlab.view.sight import Observer, Sight
+from kdlab.view.sight.layers import View, mask_layers
+from kdlab.view.widgets.album import sizes
+from kdlab.view.widgets.background import Background, Job, in_words
+from kdlab.view.widgets.canvas import Canvas, box_set, boxes_of, mask_bytes, panel_of, pictures_of, points_of
+from kdlab.view.widgets.controls import shown_by
+from kdlab.view.widgets.living_controls import PUSHES, LivingControls
+from kdlab.view.widgets.living_words import heading_of, objects_of, place_html, report_html
 
 REST = 0.1
 """Seconds that controls must rest before the world is rendered: a slider in motion only moves the outline."""

@@ -24,10 +24,10 @@ import numpy as np
 from kdlab.checkpoint import replacing
 from kdlab.geometry import BEVGrid
 from kdlab.sample import CLASSES
-from kdlab.view.canvas import STATIC, boxes_of, mask_bytes, palettes, panel_of, pictures_of, points_of
-from kdlab.view.layers import Layer, View, feature_layers, mask_layers, term_layer
-from kdlab.view.sight_data import ALL, Sight
+from kdlab.view.sight.data import ALL, Sight
+from kdlab.view.sight.layers import Layer, View, feature_layers, mask_layers, term_layer
 from kdlab.view.style import Array
+from kdlab.view.widgets.canvas import STATIC, boxes_of, mask_bytes, palettes, panel_of, pictures_of, points_of
 
 LIMIT = 10_000_000
 """Bytes that a replay may have: what mail programs and course pages still take."""
@@ -55,7 +55,7 @@ def write_replay(
     Args:
         path: of the HTML file; it is written whole or not at all.
         sights: the frames.
-        stages: maps to choose from, see `kdlab.view.bev.stage_map`.
+        stages: maps to choose from, see `kdlab.view.sight.maps.stage_map`.
         views: how channels become a picture, to choose from.
         terms: of the method, to choose from; None for all, and their sum.
         title: heading of the page.

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from kdlab.geometry import points_in_boxes, transform, unproject
 from kdlab.sample import CAMERAS, CLASSES, Detections, Sample
-from kdlab.view.cameras import box_segments
 from kdlab.view.scene3d_draw import Look, draw
+from kdlab.view.sensors.cameras import box_segments
 from kdlab.view.style import EGO_LENGTH, EGO_REAR, EGO_WIDTH, GREY, Array, Boxes, array, box_legend, colour_of, kept
 
 ColourBy = Literal["height", "intensity", "class"]

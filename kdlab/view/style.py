@@ -177,3 +177,14 @@ def colour_bar(ax: Axes | list[Axes], image: ScalarMappable, label: str, **style
     options = {"extend": "both", "fraction": 0.05, "pad": 0.02, **style}
     bar = owner(first).colorbar(image, ax=ax, label=label, **options)
     bar.ax.tick_params(labelsize=8)
+
+
+def points_on(ax: Axes, points: Tensor, grid: BEVGrid, size: float | None = None) -> ScalarMappable:
+    """Scatter the points [P, 3+] on the grid, coloured by height above the ground; returns what a colour bar needs."""
+    cloud = points[:, :3].detach().float().cpu()
+    cloud = cloud[grid.locate(cloud[:, :2])[2] & cloud.isfinite().all(-1)] if len(cloud) else cloud
+    norm = Normalize(-1.0, 4.0)
+    order = cloud[:, 2].argsort()  # the highest point of a column on top
+    x, y, z = array(cloud[order]).T if len(cloud) else (np.zeros(0),) * 3
+    size = size if size is not None else float(np.clip(6e4 / max(len(cloud), 1), 0.3, 3.0))
+    return ax.scatter(y, x, c=z, s=size, norm=norm, cmap=HEIGHTS, linewidths=0, rasterized=True)

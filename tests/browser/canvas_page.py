@@ -10,8 +10,8 @@ import numpy as np
 from playwright.sync_api import Locator, Page
 
 from kdlab.geometry import BEVGrid
-from kdlab.view.canvas import STATIC, Canvas, mask_bytes, panel_of
-from kdlab.view.layers import Layer
+from kdlab.view.sight.layers import Layer
+from kdlab.view.widgets.canvas import STATIC, Canvas, mask_bytes, panel_of
 
 MODEL = """
 class Model {

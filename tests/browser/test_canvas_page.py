@@ -11,7 +11,7 @@ import pytest
 from canvas_page import Mounted, example, plain
 from playwright.sync_api import Page, expect
 
-from kdlab.view.canvas import palettes
+from kdlab.view.widgets.canvas import palettes
 
 TRUTH = {"colour": "#009E73", "dash": [], "scored": False, "lines": [], "rows": [[6, 6, 6, 4, 0.0, 1.0, 0]]}
 STUDENT = {"colour": "#D55E00", "dash": [2, 2], "scored": True, "lines": [], "rows": [[-8, -8, 6, 4, 0.0, 0.5, 8]]}

@@ -16,7 +16,7 @@ from kdlab.distill import Cells, TermResult
 from kdlab.geometry import BEVGrid, yaw_pose
 from kdlab.sample import Boxes3D, Detections, Features, Sample
 from kdlab.view.replay import write_replay
-from kdlab.view.sight_data import Sight
+from kdlab.view.sight.data import Sight
 
 GRID = BEVGrid.square(32.0, 2.0)
 

@@ -18,7 +18,7 @@ from kdlab.models import Detector
 from kdlab.models.labels import LabelEncoder
 from kdlab.sample import Batch, Boxes3D, Features, Predictions, Sample, TaskPrediction
 from kdlab.view.sight import Observer
-from kdlab.view.sight_data import Sight
+from kdlab.view.sight.data import Sight
 
 PAIRS = {
     "unidistill": ("BEVDepth", "LiDAR"),

@@ -22,9 +22,9 @@ from kdlab.distill import METHODS
 from kdlab.models import build_detector
 from kdlab.sample import Sample
 from kdlab.view import explorer as module
-from kdlab.view.album import Kept, Wanted
 from kdlab.view.explorer import BEVExplorer
 from kdlab.view.sight import Frames, Observer, load_sights, save_sights
+from kdlab.view.widgets.album import Kept, Wanted
 
 
 class Reel:

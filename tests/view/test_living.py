@@ -17,10 +17,10 @@ from kdlab.data.simulate_changes import Changes
 from kdlab.data.simulate_config import SimulationConfig
 from kdlab.data.simulate_live import LiveWorld
 from kdlab.sample import Boxes3D, Detections
-from kdlab.view.before_after import found_score, nearest
 from kdlab.view.living import LivingScene
-from kdlab.view.living_words import changes_in_words
+from kdlab.view.networks.before_after import found_score, nearest
 from kdlab.view.sight import Observer
+from kdlab.view.widgets.living_words import changes_in_words
 
 CONFIG = SimulationConfig(
     scenes=3, keyframes=1, image_width=88, image_height=50, sweeps_per_keyframe=2, lidar_azimuth_steps=180, seed=4

@@ -18,9 +18,9 @@ from kdlab.distill import Cells, TermResult
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Detections, Sample
 from kdlab.view import replay
-from kdlab.view.layers import Layer, feature_layers
 from kdlab.view.replay import write_replay
-from kdlab.view.sight_data import Sight
+from kdlab.view.sight.data import Sight
+from kdlab.view.sight.layers import Layer, feature_layers
 
 
 def sights_of(sample: Sample, grid: BEVGrid, count: int = 3) -> list[Sight]:

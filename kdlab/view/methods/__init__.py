@@ -1,0 +1,1 @@
+"""Pictures of distillation: where each method compares, and what its terms make of it."""
