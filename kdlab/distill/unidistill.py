@@ -66,7 +66,8 @@ def exchanged(context: Context) -> bool:
     return "unidistill.transpose_points" in context.on
 
 
-def _row_weights(context: Context) -> Tensor:
+def row_weights(context: Context) -> Tensor:
+    """What each box counts, float32 [B, M]: 1 over the number of counted boxes (its mean over processes), else 0."""
     counted = counted_rows(context).float()
     return counted / (across_ranks(counted.sum()) + EPS)
 
@@ -76,7 +77,7 @@ def feature(context: Context, term: Term) -> TermResult:
     student, teacher = context.pair(term)
     uv, swap = box_points(context, student), exchanged(context)
     error = (read_points(student, uv, swap) - read_points(teacher, uv, swap)).abs().mean(-1) / uv.shape[-2]
-    error = error * _row_weights(context)[..., None]  # [B, M, 9]
+    error = error * row_weights(context)[..., None]  # [B, M, 9]
     uv = places_read(uv, student.shape[-2], student.shape[-1], swap)
     return TermResult.of(error.flatten(1), Points(uv.flatten(1, 2)), context.grid_of(student))
 
@@ -88,7 +89,7 @@ def relation(context: Context, term: Term) -> TermResult:
     relations = [cosine_relation(read_points(maps, uv, swap)) for maps in (student, teacher)]
     error = (relations[0] - relations[1]).abs()
     error = error / error[0, 0].numel() if error.numel() else error
-    error = error * _row_weights(context)[..., None, None]  # [B, M, 9, 9]
+    error = error * row_weights(context)[..., None, None]  # [B, M, 9, 9]
     uv = places_read(uv, student.shape[-2], student.shape[-1], swap)
     first = uv[:, :, :, None].expand(*error.shape, 2).flatten(1, 3)
     second = uv[:, :, None].expand(*error.shape, 2).flatten(1, 3)

@@ -22,23 +22,21 @@ from kdlab.geometry import points_in_boxes, transform, unproject
 from kdlab.sample import CAMERAS, CLASSES, Detections, Sample
 from kdlab.view.scene3d_draw import Look, draw
 from kdlab.view.sensors.cameras import box_segments
-from kdlab.view.style import EGO_LENGTH, EGO_REAR, EGO_WIDTH, GREY, Array, Boxes, array, box_legend, colour_of, kept
+from kdlab.view.style import (
+    CLASS_COLOURS,
+    EGO_LENGTH,
+    EGO_REAR,
+    EGO_WIDTH,
+    GREY,
+    Array,
+    Boxes,
+    array,
+    box_legend,
+    colour_of,
+    kept,
+)
 
 ColourBy = Literal["height", "intensity", "class"]
-
-CLASS_COLOURS = (
-    "#CC6677",
-    "#882255",
-    "#AA4499",
-    "#332288",
-    "#88CCEE",
-    "#DDCC77",
-    "#999933",
-    "#44AA99",
-    "#117733",
-    "#E69F00",
-)
-"""One colour for each class: Tol's muted palette, and Okabe and Ito's orange for the tenth."""
 
 PALETTES = {"height": "cividis", "intensity": "magma"}
 UNITS = {"height": "height (m)", "intensity": "intensity"}

@@ -41,6 +41,12 @@ HEIGHTS: Colormap = LinearSegmentedColormap.from_list("heights", ["#D9D9D9", "#8
 EGO_LENGTH, EGO_WIDTH, EGO_REAR = 4.08, 1.73, 1.0
 """Size of the nuScenes vehicle and how far it reaches behind the ego origin (the rear axle), metres."""
 
+CLASS_COLOURS = (
+    "#CC6677", "#882255", "#AA4499", "#332288", "#88CCEE",
+    "#DDCC77", "#999933", "#44AA99", "#117733", "#E69F00",
+)  # fmt: skip
+"""One colour for each class: Tol's muted palette, and Okabe and Ito's orange for the tenth."""
+
 
 def colour_of(name: str, index: int = 0) -> str:
     """The colour of a set of boxes or a run: fixed for truth, teacher and student, else by its place in the palette."""

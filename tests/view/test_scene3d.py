@@ -13,8 +13,8 @@ from PIL import Image
 from kdlab.geometry import points_in_boxes
 from kdlab.sample import CLASSES, Boxes3D, Detections, Sample
 from kdlab.view import scene3d_draw
-from kdlab.view.scene3d import CLASS_COLOURS, Geometry, geometry, scene, scene_png, show_window
-from kdlab.view.style import GREY, STUDENT, TEACHER, TRUTH
+from kdlab.view.scene3d import Geometry, geometry, scene, scene_png, show_window
+from kdlab.view.style import CLASS_COLOURS, GREY, STUDENT, TEACHER, TRUTH
 
 
 def found(boxes: Boxes3D) -> Detections:

@@ -13,6 +13,7 @@ from kdlab.models.labels import label_maps as maps_of_labels
 from kdlab.sample import CLASSES
 from kdlab.view.methods.shared import BELOW, kinds_on, norm_map, on_map, terms_of
 from kdlab.view.style import (
+    CLASS_COLOURS,
     OTHERS,
     STUDENT,
     TEACHER,
@@ -24,11 +25,6 @@ from kdlab.view.style import (
 
 if TYPE_CHECKING:
     from kdlab.view.sight import Observer, Sight
-
-CLASS_COLOURS = (
-    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777",
-)  # fmt: skip
-"""Of the ten classes: Tol's muted palette."""
 
 PARTS = (OTHERS[0], TEACHER, STUDENT)
 """Colours of the parts that imitate labels and LiDAR, and of what is left to the image."""

@@ -11,8 +11,8 @@ from sight_fakes import features_of, observer_of, sight_of
 
 from kdlab.geometry import BEVGrid, transform, unproject
 from kdlab.sample import Detections, Lift, Sample
-from kdlab.view.sight.cell import inspect, pixels_of
 from kdlab.view.sight import Sight
+from kdlab.view.sight.cell import inspect, pixels_of
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from sight_fakes import features_of, observer_of, sight_of, without_boxes
 from kdlab.distill import Cells, TermResult
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Sample
-from kdlab.view.sight.layers import Layer, cell_of, feature_layers, mask_layers, similarity_layers, term_layer
 from kdlab.view.sight import ALL, Sight
+from kdlab.view.sight.layers import Layer, cell_of, feature_layers, mask_layers, similarity_layers, term_layer
 
 
 @pytest.fixture
