@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from kdlab.config import C, DetectorConfig, RunConfig, from_dict, save_config, to_dict
 from kdlab.progress import in_notebook
 from kdlab.sample import CLASSES
 
 if TYPE_CHECKING:
+    from kdlab.models.camera import CameraEncoder
     from kdlab.models.detector import Detector
 
 _FREE = ("checkpoint_minutes", "evaluate_every", "gradients_every")
@@ -340,15 +341,21 @@ def load_detector(run: Path | str, device: torch.device | str = "cpu") -> Detect
     return detector.to(device).eval()
 
 
+def taken_over(camera: CameraEncoder, source: CameraEncoder) -> dict[str, Tensor]:
+    """What a camera branch starts with of another: all, but how frames are mixed where their numbers differ."""
+    mixes = camera.config.frames == source.config.frames
+    return {name: value for name, value in source.state_dict().items() if mixes or not name.startswith("temporal.")}
+
+
 def start_camera(detector: Detector, run: Path | str) -> None:
-    """Copy a trained camera branch that fits (`kdlab.pairing`); what it lacks, such as simulated LiDAR, stays.
+    """Copy a trained camera branch that fits (`kdlab.pairing`); what is not `taken_over`, or is not there, stays.
 
     Raises:
         FileNotFoundError: no such run, or its training has not ended.
     """
     source = load_detector(run).camera
     assert source is not None and detector.camera is not None
-    detector.camera.load_state_dict({**detector.camera.state_dict(), **source.state_dict()})
+    detector.camera.load_state_dict({**detector.camera.state_dict(), **taken_over(detector.camera, source)})
 
 
 def save_state(folder: RunFolder, state: Mapping[str, Any]) -> None:

@@ -224,7 +224,8 @@ class TrainConfig:
     seed: int = 0
     """Seeds weights, order and augmentation."""
     camera_start: str = ""
-    """Run folder of a detector with cameras, from which the camera branch starts: backbone, image neck, depth net."""
+    """Run folder of a detector with cameras, from which the camera branch starts: backbone, image neck, depth net, and
+    how frames are mixed where both have as many."""
     checkpoint_minutes: float = 2.0
     """Time between checkpoints; one is also written after every epoch."""
     evaluate_every: int = 0

@@ -13,7 +13,7 @@ import torch
 from accelerate import init_empty_weights
 
 from kdlab.cache import check_cache
-from kdlab.checkpoint import RunFolder, load_detector_config, load_run_config
+from kdlab.checkpoint import RunFolder, load_detector_config, load_run_config, taken_over
 from kdlab.config import DetectorConfig, DistillConfig, Modality, RunConfig
 from kdlab.distill import Method, TensorPath, build_method, papers, usual_teacher
 from kdlab.distill.distiller import agree, check
@@ -110,7 +110,7 @@ def check_camera_start(config: RunConfig) -> None:
     if ours is None or theirs is None:
         raise ValueError(f"train.camera_start: {run if theirs is None else 'the trained detector'} has no cameras")
     held = ours.state_dict()
-    for name, value in theirs.state_dict().items():
+    for name, value in taken_over(ours, theirs).items():
         if name not in held or held[name].shape != value.shape:
             here = tuple(held[name].shape) if name in held else "missing"
             raise ValueError(

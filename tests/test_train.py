@@ -210,6 +210,17 @@ def test_a_camera_branch_starts_from_another_run(root: Path, start: Path, tmp_pa
     assert json.loads((run / "versions.json").read_text())["camera_start"] == RunFolder(start).digest
 
 
+def test_past_frames_are_mixed_anew_where_the_start_has_none(root: Path, start: Path, tmp_path: Path) -> None:
+    config = mini_config(root, "camera", epochs=1, lr=1e-9, weight_decay=0.0, camera_start=str(start))
+    detector = replace(config.detector, camera=replace(config.detector.camera, frames=2))
+    run = quiet(replace(config, detector=detector), tmp_path / "run")
+    ours, theirs = (dict(kdlab.load_detector(path).named_parameters()) for path in (run, start))
+    torch.testing.assert_close(
+        ours["camera.depth_net.depth.weight"], theirs["camera.depth_net.depth.weight"], rtol=0, atol=1e-7
+    )
+    assert ours["camera.temporal.0.weight"].shape != theirs["camera.temporal.0.weight"].shape
+
+
 def test_a_run_goes_on_without_its_camera_start(root: Path, start: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(start, tmp_path / "start"))
     config = mini_config(root, "camera", epochs=1, camera_start=str(source))
