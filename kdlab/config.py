@@ -231,7 +231,9 @@ class TrainConfig:
     evaluate_every: int = 0
     """Epochs between evaluations on the validation split; 0: never during training."""
     gradients_every: int = 0
-    """Steps between measurements of the losses' gradients at the shared BEV map; 0: never."""
+    """Steps between measurements of the losses' gradients at a map that they share; 0: never."""
+    gradients_at: Literal["bev", "image"] = "bev"
+    """Which map: the input of the BEV encoder, or the image neck's output. What lies before a map pulls not at it."""
 
 
 @dataclass(frozen=True)

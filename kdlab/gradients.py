@@ -1,8 +1,10 @@
-"""How the losses of a training pull at the student's shared BEV map, and whether they pull the same way.
+"""How the losses of a training pull at a map that they share, and whether they pull the same way.
 
-At a loss's gradient with respect to `Features.bev` everything that the loss asks of the shared part has come together;
-the cosine of two such gradients says whether the losses agree (1), ignore each other (0) or fight (-1). As in Yu et
-al., "Gradient Surgery for Multi-Task Learning" (NeurIPS 2020), with the map in the place of the weights.
+At a loss's gradient with respect to the BEV encoder's input, `Features.bev`, everything that the loss asks of the part
+before it has come together. Losses of what lies before that map, such as of camera BEV maps, do not pull at it; at the
+image neck's output (`TrainConfig.gradients_at`) all of a camera student's do. The cosine of two such gradients says
+whether the losses agree (1), ignore each other (0) or fight (-1). As in Yu et al., "Gradient Surgery for Multi-Task
+Learning" (NeurIPS 2020), with the map in the place of the weights.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Gradients:
     Args:
         path: gradients.csv; rows of the first step that is seen, and later ones, are dropped (they come again).
         every: steps between two measurements.
-        shared: hands over, and lets go of, the student's BEV map of this step.
+        shared: hands over, and lets go of, the student's map of this step.
         write: whether this process writes the file.
     """
 

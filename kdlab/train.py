@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -52,7 +53,7 @@ class Training(nn.Module):
         student: the detector.
         distiller: the method, None without distillation.
         precision: as in `TrainConfig.precision`.
-        keep_bev: keep the student's shared BEV map for `take_bev`.
+        keep: the student's map that is kept for `take_shared`, as in `TrainConfig.gradients_at`; none.
         cache: where the teacher's features are kept.
     """
 
@@ -61,30 +62,39 @@ class Training(nn.Module):
         student: Detector,
         distiller: Distiller | None = None,
         precision: str = "fp32",
-        keep_bev: bool = False,
+        keep: Literal["bev", "image"] | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.distiller, self.precision, self.keep_bev = student, distiller, precision, keep_bev
+        self.student, self.distiller, self.precision, self.keep = student, distiller, precision, keep
         self.cache = cache
-        self._bev: Tensor | None = None
+        self._shared: Tensor | None = None
+        if keep == "image":
+            assert student.camera is not None
+            student.camera.neck.register_forward_hook(self._keep_image)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted losses of a batch; a distillation term's name has ``kd/`` in front."""
+        self._shared = None
         with autocast(batch.boxes.values.device, self.precision):
             features = self.student(batch)
-            self._bev = features.bev if self.keep_bev else None
+            if self.keep == "bev":
+                self._shared = features.bev
             losses: dict[str, Tensor] = dict(self.student.loss(features, batch))
             if self.distiller is not None:
                 batch = batch if self.cache is None else self.cache.fill(batch, self.distiller.run)
                 losses |= {f"kd/{name}": result.value for name, result in self.distiller(features, batch).items()}
         return losses
 
-    def take_bev(self) -> Tensor:
-        """The student's shared BEV map in the last forward pass, with its graph; it is let go of here."""
-        bev, self._bev = self._bev, None
-        assert bev is not None
-        return bev
+    def take_shared(self) -> Tensor:
+        """The student's kept map of the last forward pass, with its graph; it is let go of here."""
+        shared, self._shared = self._shared, None
+        assert shared is not None
+        return shared
+
+    def _keep_image(self, _: nn.Module, __: object, image: Tensor) -> None:
+        if self._shared is None:  # the key frame comes first
+            self._shared = image
 
 
 @dataclass
@@ -164,6 +174,8 @@ def train(
 def _check(config: RunConfig, started: bool) -> None:
     """See that a run can go on, before anything of its folder is made or removed; errors as `train`."""
     check_schedule(config.train)
+    if config.train.gradients_every and config.train.gradients_at == "image" and config.detector.modality == "lidar":
+        raise ValueError("train.gradients_at is image, and the detector has no cameras; take bev")
     channels_of(config.detector)
     check_teacher(config)
     if not started:  # a checkpoint holds what was copied
@@ -174,7 +186,7 @@ def _train(
     run: _Run, loader: Loader, student: Detector, distiller: Distiller | None, cache: FeatureCache | None
 ) -> None:
     config, accelerator = run.config, run.accelerator
-    watched = config.train.gradients_every > 0
+    watched = config.train.gradients_at if config.train.gradients_every else None
     training = Training(student, distiller, config.train.precision, watched, cache).to(accelerator.device)
     if accelerator.num_processes > 1:
         sync_batchnorm(training)
@@ -194,7 +206,7 @@ def _train(
     )
     if watched:
         write = accelerator.is_main_process
-        loop.on_losses = Gradients(run.folder.gradients, config.train.gradients_every, training.take_bev, write)
+        loop.on_losses = Gradients(run.folder.gradients, config.train.gradients_every, training.take_shared, write)
     loop.on_epoch = lambda epoch: validation(epoch, student if loop.average is None else loop.average.module)
     loop.run()
     if accelerator.is_main_process:

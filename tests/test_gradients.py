@@ -81,21 +81,21 @@ def test_a_detectors_losses(root: Path) -> None:
     loader = Loader(dataset, image_size=(32, 64), augment=config.data.augment, batch_size=2, depth_stride=8)
     batch = next(loader.epoch(0))
     torch.manual_seed(0)
-    training = Training(build_detector(config.detector), keep_bev=True)
+    training = Training(build_detector(config.detector), keep="bev")
     losses = training(batch)
-    names, products = gradient_products(losses, training.take_bev())
+    names, products = gradient_products(losses, training.take_shared())
     assert names == ["heatmap", "box", "detection"] and "depth" in losses
     gradients = []
     for wanted in ({"heatmap"}, {"box"}, {"heatmap", "box"}):
         again = training(batch)
-        bev = training.take_bev()
+        bev = training.take_shared()
         bev.retain_grad()
         torch.stack([again[name] for name in wanted]).sum().backward()
         assert bev.grad is not None
         gradients.append(bev.grad.double().flatten())
     expected = torch.stack([torch.stack([a @ b for b in gradients]) for a in gradients])
     torch.testing.assert_close(products, expected, rtol=1e-4, atol=1e-9)
-    assert training._bev is None  # nothing holds the graph any more
+    assert training._shared is None  # nothing holds the graph any more
 
 
 def test_the_training_does_not_notice(config: RunConfig, run: Path, tmp_path: Path) -> None:
@@ -152,6 +152,22 @@ def test_switched_on_and_off_along_the_way(config: RunConfig, run: Path, tmp_pat
     assert (tmp_path / "run" / "detector.safetensors").read_bytes() == (run / "detector.safetensors").read_bytes()
 
 
+def test_at_the_images_all_losses_pull(root: Path, tmp_path: Path) -> None:
+    """Depth supervision and terms of camera BEV maps lie before the BEV map, and behind the images' features."""
+    teacher = train(mini_config(root, epochs=1), tmp_path / "teacher", progress=False, cpu=True)
+    plain = mini_config(root, "camera", epochs=1, gradients_every=1, evaluate_every=1)
+    plain = replace(plain, distill=DistillConfig("labeldistill", str(teacher), stage_epochs=1))
+    seen = {}
+    for at in ("bev", "image"):
+        config = replace(plain, train=replace(plain.train, gradients_at=at))
+        found = read_gradients(train(config, tmp_path / at, progress=False, cpu=True))
+        seen[at] = {*found["first"], *found["second"]}
+    assert seen["image"] - seen["bev"] == {"depth", "kd/label_0", "kd/lidar_0"} and seen["bev"] < seen["image"]
+    lidar = mini_config(root, gradients_every=1, gradients_at="image")
+    with pytest.raises(ValueError, match="gradients_at is image, and the detector has no cameras"):
+        train(lidar, tmp_path / "lidar", progress=False, cpu=True)
+
+
 def test_a_restart_forgets_them(config: RunConfig, root: Path, tmp_path: Path) -> None:
     small = mini_config(root, epochs=1, gradients_every=1)
     out = train(small, tmp_path / "run", progress=False, cpu=True)
@@ -166,5 +182,5 @@ def test_one_step_holds_no_second_graph() -> None:
     training = Training.__new__(Training)
     torch.nn.Module.__init__(training)
     kept: Tensor = torch.ones(1)
-    training._bev = kept
-    assert training.take_bev() is kept and training._bev is None
+    training._shared = kept
+    assert training.take_shared() is kept and training._shared is None

@@ -1,4 +1,4 @@
-"""Do the terms of a method pull the shared BEV map the same way? From the gradients that finished runs wrote down.
+"""Do the terms of a method pull the map that they share the same way? From the gradients that finished runs wrote down.
 
 A run trained with ``train.gradients_every`` > 0 holds the cosine and norms of every two losses' gradients at that map.
 Where the cosine is below 0 they are in conflict: a step down one loss is, to first order, a step up the other.

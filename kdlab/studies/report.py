@@ -344,7 +344,7 @@ def _tables(found: Report) -> list[tuple[str, pd.DataFrame]]:
     for title, metrics in (("Errors", ERRORS), ("AP by class", classes), ("Costs", COSTS)):
         tables.append((f"{title}: differences", difference_table(found, metrics)))
     for change in found.conflict["change"].unique():
-        tables.append((f"Cosine of gradients at the shared BEV map: {change}", _cosines(found, change)))
+        tables.append((f"Cosine of gradients at the shared map: {change}", _cosines(found, change)))
     if len(found.shapley):
         shares = found.shapley.assign(share=[with_interval(r) for r in _as_difference(found.shapley)])
         columns = [*(["of"] if shares["of"].nunique() > 1 else []), "metric", "term", "share", "seeds"]

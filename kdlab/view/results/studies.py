@@ -135,7 +135,7 @@ def _difference_axes(ax: Axes, metric: str, judged: pd.DataFrame) -> None:
 
 
 def conflict_maps(table: pd.DataFrame, change: str, parts: Sequence[str] = PARTS) -> Figure:
-    """Mean cosine of every two losses' gradients at the shared BEV map: a panel per part of the training.
+    """Mean cosine of every two losses' gradients at the map that they share: a panel per part of the training.
 
     Blue pulls the same way, red is in conflict; the small number is the share of steps in conflict.
 
@@ -157,7 +157,7 @@ def conflict_maps(table: pd.DataFrame, change: str, parts: Sequence[str] = PARTS
         ax.set_title(part, fontsize=10)
     seeds = int(table[table["change"] == change]["seeds"].max())
     figure.colorbar(image, ax=list(panels), label="mean cosine (red: conflict)", fraction=0.04, pad=0.02)
-    title = f"{_wrapped(change, 60)}: gradients at the shared BEV map, {seeds} seed{'' if seeds == 1 else 's'}"
+    title = f"{_wrapped(change, 60)}: gradients at the shared map, {seeds} seed{'' if seeds == 1 else 's'}"
     figure.suptitle(f"{title}\nlarge: mean cosine; small: steps in conflict", fontsize=11)
     return figure
 
