@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,13 @@ def test_a_world_is_told_by_its_digest(run: Path) -> None:
     root = Path(load_run_config(run).data.root)
     assert world_of(root) == "cafe"
     assert weights_of("fusion", world_of(root)).name == "fusion-cafe"
+
+
+def test_what_is_shipped_is_small() -> None:
+    root = Path(__file__).resolve().parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "data/weights/**/*.safetensors"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split("\0")
+    sizes = {name: (root / name).stat().st_size for name in listed if name}
+    assert sizes and max(sizes.values()) <= 4e6 and sum(sizes.values()) <= 25e6, sizes

@@ -53,6 +53,11 @@ def train(args: Sequence[str]) -> int:
         """Distil by this method, or by several: unidistill+labeldistill (see `kdlab methods`); none where left out."""
         teacher: str = ""
         """Run folder of the teacher."""
+        train_teacher: Literal["lidar", "camera", "fusion", ""] = ""
+        """Sensors of a teacher that is trained first, into --teacher, where that is not finished: by the same preset,
+        with the data, batch size, seed and precision that are given here."""
+        teacher_epochs: int = 0
+        """Epochs of such a teacher; 0: the preset's."""
         variant: Literal["intended", "paper", "released"] = "intended"
         """All quirks of the released code off (intended, paper) or on."""
         quirks: tuple[str, ...] = ()
@@ -79,7 +84,34 @@ def train(args: Sequence[str]) -> int:
 
     given = parse(Train, "train", args, str(train.__doc__))
     config = _run_config(args, given, base)
+    if given.train_teacher:
+        _teacher_first(config, given, base)
     return _start(config, given)
+
+
+def _teacher_first(config: "RunConfig", given: Any, base: "RunConfig") -> None:
+    """Train a distillation's teacher where it is not there: the preset's, with what was changed for the student."""
+    from kdlab.checkpoint import RunFolder
+    from kdlab.pairing import check_pair
+    from kdlab.presets import PRESETS
+    from kdlab.train import train as start
+
+    if RunFolder(Path(given.teacher)).finished:
+        return
+    whole = PRESETS[given.preset](given.train_teacher)
+    shared = ("root", "version", "train", "val", "images", "workers", "image_cache")
+    data = dataclasses.replace(whole.data, **_changed(config.data, base.data, shared))
+    shared = ("batch_size", "seed", "precision", "checkpoint_minutes")
+    recipe = dataclasses.replace(whole.train, **_changed(config.train, base.train, shared))
+    if given.teacher_epochs:
+        recipe = dataclasses.replace(recipe, epochs=given.teacher_epochs)
+    teacher = dataclasses.replace(whole, data=data, train=recipe)
+    check_pair(config, teacher)  # before the hours that it takes
+    start(teacher, Path(given.teacher), cpu=given.cpu)
+
+
+def _changed(now: Any, before: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(now, name) for name in names if getattr(now, name) != getattr(before, name)}
 
 
 def _start(config: "RunConfig", given: Any) -> int:
@@ -148,6 +180,8 @@ def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfi
             "PRESET and MODALITY must be the first two words after `kdlab train`, and --detector.modality left out"
         )
     variant: Literal["intended", "released"] = "released" if given.variant == "released" else "intended"
+    if given.train_teacher and not (given.method and given.teacher):
+        raise ValueError("--train-teacher wants a --method to distil by, and the teacher's run folder in --teacher")
     distill = None
     if given.method:
         distill = dataclasses.replace(

@@ -314,6 +314,8 @@ DIFFERENCES = (
     "another backbone halves the response term (issue 3).",
     "The masks are drawn with CenterPoint's radii, hardly ever more than 5 x 5 cells of 0.8 m whatever the object's "
     "size, and brought to the second level with aligned corners, as released.",
+    "What the responses are divided by is at least 1 over the batch of all processes; in the released code the mean "
+    "over processes is at least 1.",
     "The encoder is trained by the kind of schedule that its run has: one-cycle with kdlab's own presets, with the "
     "paper's a tenth of the rate after epochs 10 and 11, as released. There is no moving average, where the released "
     "training has one. A velocity counts in its loss as in the detector's configuration (there 0.5).",

@@ -177,7 +177,7 @@ QUIRKS = (
         "simdistill.double_sigmoid",
         "takes class probabilities, clamped at 1e-4, for logits: a second sigmoid; no cell is told from another",
         "MH:739-740, 791-792, 1049-1075",
-        means="quality focal loss of the scores, over the cells where the teacher's are positive",
+        means="quality focal loss of the scores over all cells, divided by how many of the teacher's are positive",
     ),
     Quirk(
         "simdistill.unmasked_boxes",

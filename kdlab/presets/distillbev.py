@@ -144,6 +144,14 @@ DISTILLBEV = Paper(
             "the finer ones stand in its pillars",
         ),
         ("a fusion teacher stands for MVP", "virtual points come from another project"),
+        (
+            "test images are scaled by 0.44 of 900 x 1600, which fits their width, not by 0.48",
+            "one rule for all papers' test images",
+        ),
+        (
+            "the context, too, passes a gate of the camera and a 3x3 convolution, not a 1x1 convolution alone",
+            "one depth net for all papers",
+        ),
         ("no pasted objects in the teacher's training", "kdlab has no data base of objects"),
     ),
 )

@@ -118,6 +118,7 @@ LABELDISTILL = Paper(
         ),
         ("a residual block at full resolution before the trunk, whose stages are residual too", "kdlab's BEV encoder"),
         ("no ASPP, dropout and deformable convolution in the depth net", "one depth net for all papers"),
+        ("the depth net knows each frame's own camera, not the key frame's", "each frame has its own poses"),
         ("sweeps of the past alone, not three of the future", "a teacher that could run on a car"),
         ("the heat map's bias starts at -2.19", "the released code never calls the routine that would set it"),
         ("the teacher starts from random weights", "kdlab's pillars have no released ones"),

@@ -62,6 +62,16 @@ COMMON: tuple[tuple[str, str], ...] = (
         "batch norm over all processes, bf16 where the released code has fp16, no accumulation of gradients",
         "the batch size is the total over processes",
     ),
+    (
+        "lifted points lie in the middles of depth bins and of pixel blocks, not at bins' lower edges and on a grid "
+        "from border to border",
+        "a bin and its depth target mean one place",
+    ),
+    (
+        "targets' radii solve the equations of the overlap; CenterPoint's code takes other roots, larger by a cell for "
+        "buses and trailers at cells of 0.6 m (the methods' masks are drawn with those, as released)",
+        "what its paper says",
+    ),
 )
 """Deviations of all papers' presets."""
 

@@ -111,6 +111,14 @@ SIMDISTILL = Paper(
         ),
         ("the camera's map passes a 1x1 convolution (80 to 256) before the fuser", "kdlab's temporal mix of one frame"),
         ("the BEV encoder's third stage has stride 8, not 4", "each of kdlab's stages halves the map"),
+        (
+            "test images are scaled by 0.44 of 900 x 1600, which fits their width, not by 0.48",
+            "one rule for all papers' test images",
+        ),
+        (
+            "the depth net knows the camera, and has one 3x3 convolution and a residual block",
+            "one depth net for all papers",
+        ),
         ("a sum of levels in the image neck, not two-step concatenation", "kdlab's neck"),
         (
             "a one-cycle from a tenth of the peak to a thousandth, not from a fifth to 1e-5; momentum stays",

@@ -111,7 +111,7 @@ UNIDISTILL = Paper(
         "train.precision": "fp32",
     },
     deviations=(
-        ("targets and loss are CenterPoint's; no IoU branch", "one head for all papers, so that terms compare"),
+        ("heat maps and losses of centres; no IoU branch", "one head for all papers, so that terms compare"),
         ("the depth net knows the camera and has a 3x3 convolution before the 1x1", "one depth net for all papers"),
         ("the BEV encoder's convolutions stand in residual blocks", "kdlab's blocks"),
         ("the camera's map passes a 1x1 convolution and ReLU before it is compared", "a lift's width is free in kdlab"),

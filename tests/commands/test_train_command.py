@@ -6,8 +6,9 @@ import pytest
 
 import kdlab.train
 from kdlab import cli
-from kdlab.config import RunConfig
+from kdlab.config import RunConfig, save_config
 from kdlab.distill import build_method
+from kdlab.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,38 @@ def test_simdistill_builds_its_student(monkeypatch: pytest.MonkeyPatch, capsys: 
     words = "tiny camera --method simdistill --detector.camera.no-geometry-compensation --detector.fuser gated"
     detector = config_of(monkeypatch, words).detector
     assert not detector.camera.geometry_compensation and detector.fuser == "gated"
+
+
+def test_one_command_trains_the_teacher_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[tuple[Path, RunConfig]] = []
+
+    def start(config: RunConfig, out: Path, **_: object) -> Path:
+        trained.append((out, config))
+        out.mkdir()
+        save_config(config, out / "config.json")
+        (out / "detector.safetensors").write_text("")
+        return out
+
+    def run(out: str, method: str, sensors: str) -> int:
+        words = f"--method {method} --teacher {tmp_path / 'teacher'} --train-teacher {sensors} --teacher-epochs 3"
+        shared = "--data data/here --train.batch-size 3 --seed 5 --train.lr 0.5"
+        return cli.main(["train", "tiny", "camera", "--out", str(tmp_path / out), *words.split(), *shared.split()])
+
+    monkeypatch.setattr(kdlab.train, "train", start)
+    assert run("impossible", "simdistill", "lidar") == 1 and not trained
+    assert "teacher.camera_bev" in capsys.readouterr().err  # said before the teacher is trained
+    assert run("run", "labeldistill", "lidar") == 0
+    (where, teacher), (out, student) = trained
+    assert (where, out) == (tmp_path / "teacher", tmp_path / "run")
+    assert teacher.detector.modality == "lidar" and teacher.distill is None and student.distill is not None
+    assert (teacher.train.epochs, teacher.train.batch_size, teacher.train.seed) == (3, 3, 5)
+    assert teacher.train.lr == PRESETS["tiny"]("lidar").train.lr != student.train.lr
+    assert teacher.data.root == student.data.root == "data/here"
+    assert run("again", "labeldistill", "lidar") == 0 and len(trained) == 3  # the teacher is there
+    assert cli.main(["train", "tiny", "camera", "--out", str(tmp_path / "x"), "--train-teacher", "lidar"]) == 1
+    assert "--train-teacher wants a --method to distil by" in capsys.readouterr().err
 
 
 def test_a_papers_plan_is_printed_before_a_new_run_alone(
