@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kdlab.models.camera import CameraEncoder
     from kdlab.models.detector import Detector
 
-_FREE = ("checkpoint_minutes", "evaluate_every", "gradients_every", "gradients_at")
+_FREE = ("checkpoint_minutes", "evaluate_every", "gradients_every")
 NEUTRAL = ("data.workers", "data.image_cache", "distill.cache", *(f"train.{key}" for key in _FREE))
 """Keys that may change when a run goes on: they do not change its numbers (a feature cache: beyond its tolerance)."""
 

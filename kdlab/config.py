@@ -233,7 +233,8 @@ class TrainConfig:
     gradients_every: int = 0
     """Steps between measurements of the losses' gradients at a map that they share; 0: never."""
     gradients_at: Literal["bev", "image"] = "bev"
-    """Which map: the input of the BEV encoder, or the image neck's output. What lies before a map pulls not at it."""
+    """Which map: the input of the BEV encoder, or what the image neck makes of the key frame. Losses of what lies
+    before a map do not pull at it."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 At a loss's gradient with respect to the BEV encoder's input, `Features.bev`, everything that the loss asks of the part
 before it has come together. Losses of what lies before that map, such as of camera BEV maps, do not pull at it; at the
-image neck's output (`TrainConfig.gradients_at`) all of a camera student's do. The cosine of two such gradients says
-whether the losses agree (1), ignore each other (0) or fight (-1). As in Yu et al., "Gradient Surgery for Multi-Task
-Learning" (NeurIPS 2020), with the map in the place of the weights.
+image neck's output for the key frame (`TrainConfig.gradients_at`) all of a camera student's do. The cosine of two such
+gradients says whether the losses agree (1), ignore each other (0) or fight (-1). As in Yu et al., "Gradient Surgery for
+Multi-Task Learning" (NeurIPS 2020), with the map in the place of the weights.
 """
 
 from __future__ import annotations

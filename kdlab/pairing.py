@@ -149,8 +149,12 @@ def method_for(config: RunConfig, teacher: Modality) -> Method:
     return build_method(config.distill, config.detector.modality, teacher)
 
 
-def method_of(config: RunConfig) -> Method | None:
-    """The method of a run; where its teacher is not there yet, as for the papers' usual one.
+def method_of(config: RunConfig, teacher: Modality | None = None) -> Method | None:
+    """The method of a run.
+
+    Args:
+        config: of the run.
+        teacher: sensors of a teacher that is not there yet; the papers' usual ones where left out.
 
     Raises:
         ValueError: unknown method, option, term or quirk.
@@ -160,7 +164,7 @@ def method_of(config: RunConfig) -> Method | None:
     try:
         modality = load_run_config(config.distill.teacher).detector.modality
     except FileNotFoundError:
-        modality = usual_teacher(config.distill.method, config.detector.modality)
+        modality = teacher or usual_teacher(config.distill.method, config.detector.modality)
     return method_for(config, modality)
 
 
@@ -181,7 +185,9 @@ def distillation(preset: str, method: str, teacher: str) -> DistillConfig:
     return replace(distilled(preset, method, teacher), scales=scales)
 
 
-def fit_student(config: RunConfig, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
+def fit_student(
+    config: RunConfig, given: Collection[str] = (), teacher: Modality | None = None
+) -> tuple[RunConfig, list[str]]:
     """Make a distilled camera student one that its method can be used on, and say what was changed.
 
     It simulates LiDAR where a term compares ``student.lidar_bev``, be that term switched off or not, so that all runs
@@ -190,13 +196,14 @@ def fit_student(config: RunConfig, given: Collection[str] = ()) -> tuple[RunConf
     Args:
         config: of the run.
         given: fields of the detector's config that are left alone, such as ``camera.simulated_lidar``.
+        teacher: as for `method_of`.
 
     Raises:
         ValueError: as `method_of`.
     """
     if config.distill is None or config.detector.modality != "camera":
         return config, []
-    whole = method_of(replace(config, distill=replace(config.distill, only=(), weights={})))
+    whole = method_of(replace(config, distill=replace(config.distill, only=(), weights={})), teacher)
     assert whole is not None
     wanted = {q.student: (q.name in whole.on, f"quirk {q.name}") for q in whole.quirks if q.student}
     term = next((t for t in whole.terms if any(p.text == "student.lidar_bev" for p in t.paths)), None)

@@ -29,7 +29,7 @@ from kdlab.checkpoint import (
 from kdlab.config import RunConfig
 from kdlab.cost import read_cost, training_cost, write_cost
 from kdlab.data.batch import Loader
-from kdlab.data.nuscenes import NuScenesDataset
+from kdlab.data.nuscenes import NuScenesDataset, find_version
 from kdlab.distill import Distiller, copy_start
 from kdlab.gradients import Gradients
 from kdlab.loop import Interrupted, Loop, OnStep
@@ -37,9 +37,9 @@ from kdlab.models import Detector, build_detector
 from kdlab.models.detector import channels_of
 from kdlab.models.norm import sync_batchnorm
 from kdlab.optim import check_schedule
-from kdlab.pairing import check_camera_start, check_teacher, method_for, sensors_of
+from kdlab.pairing import check_camera_start, check_pair, check_teacher, method_for, sensors_of
 from kdlab.precision import autocast, resolve
-from kdlab.sample import Batch
+from kdlab.sample import Batch, Features
 from kdlab.stages import run_stages
 from kdlab.validation import Validation
 
@@ -69,17 +69,11 @@ class Training(nn.Module):
         self.student, self.distiller, self.precision, self.keep = student, distiller, precision, keep
         self.cache = cache
         self._shared: Tensor | None = None
-        if keep == "image":
-            assert student.camera is not None
-            student.camera.neck.register_forward_hook(self._keep_image)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted losses of a batch; a distillation term's name has ``kd/`` in front."""
-        self._shared = None
         with autocast(batch.boxes.values.device, self.precision):
-            features = self.student(batch)
-            if self.keep == "bev":
-                self._shared = features.bev
+            features = self._kept(batch)
             losses: dict[str, Tensor] = dict(self.student.loss(features, batch))
             if self.distiller is not None:
                 batch = batch if self.cache is None else self.cache.fill(batch, self.distiller.run)
@@ -92,9 +86,22 @@ class Training(nn.Module):
         assert shared is not None
         return shared
 
-    def _keep_image(self, _: nn.Module, __: object, image: Tensor) -> None:
-        if self._shared is None:  # the key frame comes first
-            self._shared = image
+    def _kept(self, batch: Batch) -> Features:
+        """The student's features; its map that is to be kept is."""
+        if self.keep != "image":
+            features: Features = self.student(batch)
+            self._shared = features.bev if self.keep == "bev" else None
+            return features
+        assert self.student.camera is not None
+        seen: list[Tensor] = []
+        # Only for this pass: a hook that stays would be called by evaluations, and copied with the student.
+        hook = self.student.camera.neck.register_forward_hook(lambda _, __, image: seen.append(image))
+        try:
+            features = self.student(batch)
+        finally:
+            hook.remove()
+        self._shared = seen[0]  # the key frame comes first
+        return features
 
 
 @dataclass
@@ -171,15 +178,27 @@ def train(
     return folder.path
 
 
+def check_student(config: RunConfig, teacher: RunConfig) -> None:
+    """See that a distilled run could begin once its teacher is trained; errors as `train`."""
+    find_version(Path(config.data.root), config.data.version)
+    _check_config(config)
+    check_pair(config, teacher)
+    check_camera_start(config)
+
+
 def _check(config: RunConfig, started: bool) -> None:
     """See that a run can go on, before anything of its folder is made or removed; errors as `train`."""
+    _check_config(config)
+    check_teacher(config)
+    if not started:  # a checkpoint holds what was copied
+        check_camera_start(config)
+
+
+def _check_config(config: RunConfig) -> None:
     check_schedule(config.train)
     if config.train.gradients_every and config.train.gradients_at == "image" and config.detector.modality == "lidar":
         raise ValueError("train.gradients_at is image, and the detector has no cameras; take bev")
     channels_of(config.detector)
-    check_teacher(config)
-    if not started:  # a checkpoint holds what was copied
-        check_camera_start(config)
 
 
 def _train(

@@ -155,13 +155,15 @@ def test_switched_on_and_off_along_the_way(config: RunConfig, run: Path, tmp_pat
 def test_at_the_images_all_losses_pull(root: Path, tmp_path: Path) -> None:
     """Depth supervision and terms of camera BEV maps lie before the BEV map, and behind the images' features."""
     teacher = train(mini_config(root, epochs=1), tmp_path / "teacher", progress=False, cpu=True)
-    plain = mini_config(root, "camera", epochs=1, gradients_every=1, evaluate_every=1)
+    plain = mini_config(root, "camera", epochs=1, gradients_every=1, evaluate_every=1, ema=0.9)
     plain = replace(plain, distill=DistillConfig("labeldistill", str(teacher), stage_epochs=1))
     seen = {}
     for at in ("bev", "image"):
         config = replace(plain, train=replace(plain.train, gradients_at=at))
         found = read_gradients(train(config, tmp_path / at, progress=False, cpu=True))
         seen[at] = {*found["first"], *found["second"]}
+    weights = [(tmp_path / at / "detector.safetensors").read_bytes() for at in seen]
+    assert weights[0] == weights[1]  # measuring changes nothing
     assert seen["image"] - seen["bev"] == {"depth", "kd/label_0", "kd/lidar_0"} and seen["bev"] < seen["image"]
     lidar = mini_config(root, gradients_every=1, gradients_at="image")
     with pytest.raises(ValueError, match="gradients_at is image, and the detector has no cameras"):

@@ -20,6 +20,11 @@ _DISTILL = ("quirks", "scale", "weights", "only", "options", "stage_epochs", "ca
 """Options that are fields of `kdlab.config.DistillConfig`, beside --method, --teacher and --variant."""
 
 
+_SHARED_DATA = ("root", "version", "train", "val", "images", "workers", "image_cache")
+_SHARED_TRAIN = ("batch_size", "seed", "precision", "checkpoint_minutes")
+"""What a teacher that is trained first takes from the words about the student."""
+
+
 def train(args: Sequence[str]) -> int:
     """Train a detector, alone or distilled from a teacher.
 
@@ -84,6 +89,7 @@ def train(args: Sequence[str]) -> int:
 
     given = parse(Train, "train", args, str(train.__doc__))
     config = _run_config(args, given, base)
+    _print_plan(config, given)
     if given.train_teacher:
         _teacher_first(config, given, base)
     return _start(config, given)
@@ -91,43 +97,62 @@ def train(args: Sequence[str]) -> int:
 
 def _teacher_first(config: "RunConfig", given: Any, base: "RunConfig") -> None:
     """Train a distillation's teacher where it is not there: the preset's, with what was changed for the student."""
-    from kdlab.checkpoint import RunFolder
-    from kdlab.pairing import check_pair
+    from kdlab.checkpoint import RunFolder, load_run_config, open_run
     from kdlab.presets import PRESETS
+    from kdlab.train import check_student
     from kdlab.train import train as start
 
-    if RunFolder(Path(given.teacher)).finished:
+    out, place = RunFolder(given.out), RunFolder(Path(given.teacher))
+    if out.path.resolve() == place.path.resolve():
+        raise ValueError(f"--out and --teacher are one folder, {out.path}; each run has its own")
+    if place.finished:
+        there = load_run_config(place.path).detector.modality
+        if there != given.train_teacher:
+            raise ValueError(f"--train-teacher {given.train_teacher}: {place.path} holds a finished {there} detector")
+        if _first():
+            print(f"teacher: {place.path} is finished and taken as it is")
         return
     whole = PRESETS[given.preset](given.train_teacher)
-    shared = ("root", "version", "train", "val", "images", "workers", "image_cache")
-    data = dataclasses.replace(whole.data, **_changed(config.data, base.data, shared))
-    shared = ("batch_size", "seed", "precision", "checkpoint_minutes")
-    recipe = dataclasses.replace(whole.train, **_changed(config.train, base.train, shared))
+    data = dataclasses.replace(whole.data, **_changed(config.data, base.data, _SHARED_DATA))
+    recipe = dataclasses.replace(whole.train, **_changed(config.train, base.train, _SHARED_TRAIN))
     if given.teacher_epochs:
         recipe = dataclasses.replace(recipe, epochs=given.teacher_epochs)
     teacher = dataclasses.replace(whole, data=data, train=recipe)
-    check_pair(config, teacher)  # before the hours that it takes
-    start(teacher, Path(given.teacher), cpu=given.cpu)
+    check_student(config, teacher)  # before the hours that a teacher takes
+    if _first():
+        if not given.restart:
+            open_run(out, config)
+        print(f"teacher: a {given.train_teacher} detector is trained first, into {place.path}", flush=True)
+    start(teacher, place.path, cpu=given.cpu)
 
 
 def _changed(now: Any, before: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(now, name) for name in names if getattr(now, name) != getattr(before, name)}
 
 
-def _start(config: "RunConfig", given: Any) -> int:
+def _print_plan(config: "RunConfig", given: Any) -> None:
+    """The plan of a paper's preset, before a new run."""
     from kdlab.checkpoint import RunFolder
     from kdlab.commands.plan import plan_of_run
     from kdlab.presets import PAPERS
+
+    folder = RunFolder(given.out)
+    fresh = given.restart or not (folder.finished or folder.checkpoint.exists())
+    if _first() and fresh and given.preset in PAPERS:
+        print(plan_of_run(given.preset, config), flush=True)
+
+
+def _start(config: "RunConfig", given: Any) -> int:
     from kdlab.train import train as start
 
-    first, folder = os.environ.get("RANK", "0") == "0", RunFolder(given.out)
-    fresh = given.restart or not (folder.finished or folder.checkpoint.exists())
-    if first and fresh and getattr(given, "preset", "") in PAPERS:
-        print(plan_of_run(given.preset, config), flush=True)
     run = start(config, given.out, resume=not given.restart, cpu=given.cpu)
-    if first:
+    if _first():
         print(f"{run} is ready; try: kdlab evaluate --run {run}")
     return 0
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _is_config(word: str) -> bool:
@@ -182,6 +207,8 @@ def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfi
     variant: Literal["intended", "released"] = "released" if given.variant == "released" else "intended"
     if given.train_teacher and not (given.method and given.teacher):
         raise ValueError("--train-teacher wants a --method to distil by, and the teacher's run folder in --teacher")
+    if given.teacher_epochs and not given.train_teacher:
+        raise ValueError("--teacher-epochs wants --train-teacher, the sensors of the teacher that is trained first")
     distill = None
     if given.method:
         distill = dataclasses.replace(
@@ -198,8 +225,10 @@ def _run_config(args: Sequence[str], given: Any, base: "RunConfig") -> "RunConfi
     train = dataclasses.replace(
         given.train, **_short(epochs=(given.epochs, base.train.epochs), seed=(given.seed, base.train.seed))
     )
-    config, said = fit_student(RunConfig(given.detector, data, train, distill), _given_fields(args))
-    if said and os.environ.get("RANK", "0") == "0":
+    config, said = fit_student(
+        RunConfig(given.detector, data, train, distill), _given_fields(args), given.train_teacher or None
+    )
+    if said and _first():
         print(f"student: {'; '.join(said)}")
     return config
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdlab.checkpoint import RunFolder, replacing
+from kdlab.checkpoint import RunFolder, load_run_config, replacing
 from kdlab.studies.comparable import twins
 from kdlab.studies.conflict import DETECTION, WHOLE, conflict, matrix, norms
 from kdlab.studies.plan import BASE, NO_METHOD
@@ -28,6 +28,9 @@ from kdlab.studies.text import (
     with_interval,
 )
 from kdlab.studies.verdict import BEATS, COLUMNS, COSTS, ERRORS, INCONCLUSIVE, SCORES, Kind, check_options, verdicts
+
+SHARED = {"bev": "the shared BEV map", "image": "the images' features"}
+"""Where gradients are measured, by `TrainConfig.gradients_at`."""
 
 PRIMARY = "mAP"
 """The metric on which BEATS is also judged with Holm's correction for the number of changes."""
@@ -344,7 +347,9 @@ def _tables(found: Report) -> list[tuple[str, pd.DataFrame]]:
     for title, metrics in (("Errors", ERRORS), ("AP by class", classes), ("Costs", COSTS)):
         tables.append((f"{title}: differences", difference_table(found, metrics)))
     for change in found.conflict["change"].unique():
-        tables.append((f"Cosine of gradients at the shared map: {change}", _cosines(found, change)))
+        folder = found.rows["folder"][found.rows["change"] == change].iloc[0]
+        place = SHARED[load_run_config(folder).train.gradients_at]
+        tables.append((f"Cosine of gradients at {place}: {change}", _cosines(found, change)))
     if len(found.shapley):
         shares = found.shapley.assign(share=[with_interval(r) for r in _as_difference(found.shapley)])
         columns = [*(["of"] if shares["of"].nunique() > 1 else []), "metric", "term", "share", "seeds"]

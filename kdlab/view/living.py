@@ -20,8 +20,8 @@ from kdlab.data.nuscenes import NuScenesDataset
 from kdlab.data.simulate_changes import Changes, Move
 from kdlab.data.simulate_live import LiveWorld
 from kdlab.distill import Method
-from kdlab.view.networks.before_after import find, maps_of, nearest
 from kdlab.view.sight import Observer, Sight
+from kdlab.view.sight.before_after import find, maps_of, nearest
 from kdlab.view.sight.layers import View, mask_layers
 from kdlab.view.widgets.album import sizes
 from kdlab.view.widgets.background import Background, Job, in_words

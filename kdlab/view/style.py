@@ -47,6 +47,9 @@ CLASS_COLOURS = (
 )  # fmt: skip
 """One colour for each class: Tol's muted palette, and Okabe and Ito's orange for the tenth."""
 
+BELOW: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.06}
+"""A colour bar below its axes."""
+
 
 def colour_of(name: str, index: int = 0) -> str:
     """The colour of a set of boxes or a run: fixed for truth, teacher and student, else by its place in the palette."""

@@ -84,29 +84,50 @@ def test_one_command_trains_the_teacher_too(
 
     def start(config: RunConfig, out: Path, **_: object) -> Path:
         trained.append((out, config))
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         save_config(config, out / "config.json")
         (out / "detector.safetensors").write_text("")
         return out
 
-    def run(out: str, method: str, sensors: str) -> int:
+    def run(out: str, method: str, sensors: str, *more: str) -> int:
         words = f"--method {method} --teacher {tmp_path / 'teacher'} --train-teacher {sensors} --teacher-epochs 3"
-        shared = "--data data/here --train.batch-size 3 --seed 5 --train.lr 0.5"
-        return cli.main(["train", "tiny", "camera", "--out", str(tmp_path / out), *words.split(), *shared.split()])
+        shared = f"--data {data} --train.batch-size 3 --seed 5 --train.lr 0.5"
+        out = str(tmp_path / out)
+        return cli.main(["train", "tiny", "camera", "--out", out, *words.split(), *shared.split(), *more])
 
+    data = tmp_path / "set"
+    for name in ("scene.json", "sample.json"):
+        (data / "v1.0-mini").mkdir(parents=True, exist_ok=True)
+        (data / "v1.0-mini" / name).write_text("[]")
     monkeypatch.setattr(kdlab.train, "train", start)
-    assert run("impossible", "simdistill", "lidar") == 1 and not trained
-    assert "teacher.camera_bev" in capsys.readouterr().err  # said before the teacher is trained
+    for words, problem in (
+        (("impossible", "simdistill", "lidar"), "teacher.camera_bev"),
+        (("teacher", "labeldistill", "lidar"), "are one folder"),
+        (("no-start", "labeldistill", "lidar", "--train.camera-start", "none"), "none: no such run folder"),
+        (("no-data", "labeldistill", "lidar", "--data.version", "v9"), "holds no version 'v9'"),
+    ):
+        assert run(*words) == 1 and problem in capsys.readouterr().err, words
+    assert not trained and not list(tmp_path.glob("*/config.json"))  # all said before the teacher is trained
+    quirk = ("--quirks", "unidistill.wide_teacher_clamp")  # of a fusion teacher alone
+    assert run("fusion", "unidistill", "fusion", *quirk, "--teacher", str(tmp_path / "other")) == 0
+    trained.clear()
     assert run("run", "labeldistill", "lidar") == 0
     (where, teacher), (out, student) = trained
     assert (where, out) == (tmp_path / "teacher", tmp_path / "run")
     assert teacher.detector.modality == "lidar" and teacher.distill is None and student.distill is not None
     assert (teacher.train.epochs, teacher.train.batch_size, teacher.train.seed) == (3, 3, 5)
     assert teacher.train.lr == PRESETS["tiny"]("lidar").train.lr != student.train.lr
-    assert teacher.data.root == student.data.root == "data/here"
-    assert run("again", "labeldistill", "lidar") == 0 and len(trained) == 3  # the teacher is there
-    assert cli.main(["train", "tiny", "camera", "--out", str(tmp_path / "x"), "--train-teacher", "lidar"]) == 1
-    assert "--train-teacher wants a --method to distil by" in capsys.readouterr().err
+    assert teacher.data.root == student.data.root == str(data)
+    assert "a lidar detector is trained first" in capsys.readouterr().out
+    assert run("again", "labeldistill", "lidar") == 0 and len(trained) == 3
+    assert "finished and taken as it is" in capsys.readouterr().out
+    assert run("fused", "simdistill", "fusion") == 1 and "holds a finished lidar detector" in capsys.readouterr().err
+    for words, problem in (
+        (("--train-teacher", "lidar"), "--train-teacher wants a --method to distil by"),
+        (("--teacher-epochs", "3"), "--teacher-epochs wants --train-teacher"),
+    ):
+        assert cli.main(["train", "tiny", "camera", "--out", str(tmp_path / "x"), *words]) == 1
+        assert problem in capsys.readouterr().err
 
 
 def test_a_papers_plan_is_printed_before_a_new_run_alone(

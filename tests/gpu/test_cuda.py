@@ -1,6 +1,5 @@
 """Training and evaluation on a CUDA device."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from device_checks import assert_same, check_splat, step
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mini_run import mini_config, write_set
 
 from kdlab.checkpoint import load_detector

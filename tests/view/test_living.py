@@ -18,8 +18,8 @@ from kdlab.data.simulate_config import SimulationConfig
 from kdlab.data.simulate_live import LiveWorld
 from kdlab.sample import Boxes3D, Detections
 from kdlab.view.living import LivingScene
-from kdlab.view.networks.before_after import found_score, nearest
 from kdlab.view.sight import Observer
+from kdlab.view.sight.before_after import found_score, nearest
 from kdlab.view.widgets.living_words import changes_in_words
 
 CONFIG = SimulationConfig(

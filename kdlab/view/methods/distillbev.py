@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from kdlab.distill import Context, Term, distillbev
 from kdlab.distill.terms import cell_attention
-from kdlab.view.methods.shared import BELOW, kinds_on, on_map, terms_of
-from kdlab.view.style import array, colour_bar, new_figure, robust_norm
+from kdlab.view.methods.shared import kinds_on, on_map, terms_of
+from kdlab.view.style import BELOW, array, colour_bar, new_figure, robust_norm
 
 if TYPE_CHECKING:
     from kdlab.view.sight import Observer, Sight

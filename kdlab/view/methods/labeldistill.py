@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from kdlab.distill import Part, TensorPath, Term, labeldistill
 from kdlab.models.labels import label_maps as maps_of_labels
 from kdlab.sample import CLASSES
-from kdlab.view.methods.shared import BELOW, kinds_on, norm_map, on_map, terms_of
+from kdlab.view.methods.shared import kinds_on, norm_map, on_map, terms_of
 from kdlab.view.style import (
+    BELOW,
     CLASS_COLOURS,
     OTHERS,
     STUDENT,

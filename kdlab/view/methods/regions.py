@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -16,9 +17,22 @@ from kdlab.distill.regions import nine_points
 from kdlab.geometry import BEVGrid
 from kdlab.models.targets import targets
 from kdlab.sample import CLASSES, Boxes3D
-from kdlab.view.networks.bev import term_map
 from kdlab.view.sight.masks import mask_of
-from kdlab.view.style import TRUTH, array, bev_axes, bev_boxes_on, bev_image, colour_bar, kept, new_figure, points_on
+from kdlab.view.style import (
+    BELOW,
+    TRUTH,
+    array,
+    bev_axes,
+    bev_boxes_on,
+    bev_image,
+    colour_bar,
+    kept,
+    new_figure,
+    owner,
+    points_on,
+    robust_norm,
+    symmetric_norm,
+)
 
 POINT = "#CC79A7"
 """Colour of the nine points."""
@@ -32,7 +46,7 @@ def nine_points_on(ax: Axes, boxes: Boxes3D, size: float = 10.0) -> None:
         ax.scatter(y, x, s=size, color=POINT, edgecolors="black", linewidths=0.4, zorder=6, label="nine points")
 
 
-def close_up(boxes: Boxes3D, grid: BEVGrid, reach: float = 8.0) -> BEVGrid:
+def window_at_nearest(boxes: Boxes3D, grid: BEVGrid, reach: float = 8.0) -> BEVGrid:
     """A window of about 2 x ``reach`` metres around the vehicle nearest to the ego, or any box where there is none."""
     values, labels = kept(boxes, 0.0)
     cells = max(2, round(reach / grid.cell))
@@ -80,7 +94,7 @@ def masks(
         shown = bev_image(ax, array(mask), grid, norm=norm, cmap="cividis")
         bev_axes(ax, grid, title)
         bev_boxes_on(ax, boxes, "white", linewidths=0.6)
-    window = close_up(boxes, grid)
+    window = window_at_nearest(boxes, grid)
     bev_image(axes[2], array(narrow), grid, norm=norm, cmap="Blues", alpha=0.5)
     points_on(axes[2], points, window, size=4.0)
     bev_boxes_on(axes[2], boxes, TRUTH, linewidths=1.6)
@@ -89,8 +103,42 @@ def masks(
     axes[2].set_facecolor("white")
     if axes[2].get_legend_handles_labels()[0]:
         axes[2].legend(loc="upper right", fontsize=8)
-    colour_bar(list(axes[:2]), shown, "weight of a cell", extend="neither", orientation="horizontal", fraction=0.06)
+    colour_bar(list(axes[:2]), shown, "weight of a cell", extend="neither", **BELOW)
     return figure
+
+
+def term_map(
+    values: Tensor,
+    grid: BEVGrid,
+    name: str = "",
+    boxes: Boxes3D | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Where a distillation term's loss comes from: its map over the ground, which sums to the term's value.
+
+    Args:
+        values: [H, W], the loss that falls on each cell (`result.map()` of one sample).
+        grid: the map's grid.
+        name: of the term.
+        boxes: outlines to draw on top.
+        ax: where to draw; default: a new figure.
+
+    Raises:
+        ValueError: the map has not two dimensions.
+    """
+    loss = array(values)
+    if loss.ndim != 2:
+        raise ValueError(f"term_map: needs [H, W], got {loss.shape}; take one sample's map")
+    below = {} if ax is None else BELOW
+    ax = new_figure(7.6, 6.3).subplots() if ax is None else ax
+    signed = bool((loss[np.isfinite(loss)] < 0).any())  # a gradient map
+    norm = symmetric_norm(loss, 99.5) if signed else robust_norm(loss[loss > 0], np.zeros(1), low=0, high=99.5)
+    shown = bev_image(ax, loss, grid, norm=norm, cmap="RdBu_r" if signed else "inferno")
+    bev_axes(ax, grid, f"{name}: sum {np.nansum(loss):.4g}".removeprefix(": "))
+    colour_bar(ax, shown, "loss per cell", **below)
+    if boxes is not None:
+        bev_boxes_on(ax, boxes, "white", linewidths=0.6)
+    return owner(ax)
 
 
 def term_maps(results: Mapping[str, TermResult], boxes: Boxes3D | None = None, item: int = 0) -> Figure:

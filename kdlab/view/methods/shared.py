@@ -11,13 +11,10 @@ from torch import Tensor
 
 from kdlab.distill import Context, Term
 from kdlab.geometry import BEVGrid
-from kdlab.view.style import array, bev_axes, bev_boxes_on, bev_image, owner
+from kdlab.view.style import BELOW, array, bev_axes, bev_boxes_on, bev_image, owner
 
 if TYPE_CHECKING:
     from kdlab.view.sight import Observer, Sight
-
-BELOW: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.06}
-"""A colour bar below its axes."""
 
 
 def terms_of(sight: Sight, observer: Observer, function: Callable[..., Any], what: str) -> tuple[Context, list[Term]]:

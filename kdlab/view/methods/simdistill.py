@@ -18,10 +18,11 @@ from kdlab.distill import simdistill
 from kdlab.models.camera import SimulatedLidar
 from kdlab.models.deformable import GeometryCompensation
 from kdlab.sample import Features
-from kdlab.view.methods.shared import BELOW, norm_map, on_map, terms_of
+from kdlab.view.methods.shared import norm_map, on_map, terms_of
 from kdlab.view.networks.depths import bin_centres, bins_of, extent_of, lidar_depth, metre_ticks
 from kdlab.view.sensors.sensing import title_of
 from kdlab.view.style import (
+    BELOW,
     GREY,
     OTHERS,
     STUDENT,
@@ -93,6 +94,12 @@ def simulated_lidar(observer: Observer) -> SimulatedLidar:
     if camera is None or camera.simulated is None:
         raise ValueError("this student has no simulated LiDAR (camera.simulated_lidar); take one of SimDistill's")
     return camera.simulated
+
+
+def _compensation_of(branch: SimulatedLidar) -> GeometryCompensation:
+    if not isinstance(branch.in_bev, GeometryCompensation):
+        raise ValueError("this student has no geometry compensation (camera.geometry_compensation)")
+    return branch.in_bev
 
 
 def _run(sight: Sight, observer: Observer) -> Features:
@@ -176,8 +183,7 @@ def compensation_off(sight: Sight, observer: Observer) -> Figure:
         ValueError: the student has no simulated LiDAR, or no compensation in it.
     """
     module = simulated_lidar(observer)
-    if not isinstance(module.in_bev, GeometryCompensation):
-        raise ValueError("this student has no geometry compensation (camera.geometry_compensation)")
+    _compensation_of(module)
     on = _run(sight, observer)
     with _passing(module.in_images, module.in_bev):
         off = _run(sight, observer)
@@ -323,19 +329,14 @@ def compensation(sight: Sight, observer: Observer) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the student has none.
     """
-    camera = observer.student.camera if observer.student is not None else None
-    module = camera.simulated.in_bev if camera is not None and camera.simulated is not None else None
-    if not isinstance(module, GeometryCompensation):
-        raise ValueError("sampling offsets: this student has no geometry compensation (camera.simulated_lidar)")
+    module = _compensation_of(simulated_lidar(observer))
     kept: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out))
         for name, layer in (("offsets", module.offsets), ("weights", module.weights))
     ]
     try:
-        device = next(module.parameters()).device
-        with torch.no_grad():
-            observer.student.encode(observer.student.seen(sight.batch).to(device))  # type: ignore[union-attr]
+        _run(sight, observer)
     finally:
         for hook in hooks:
             hook.remove()

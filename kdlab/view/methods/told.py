@@ -21,7 +21,7 @@ from kdlab.geometry import BEVGrid
 from kdlab.models.labels import LabelDetector
 from kdlab.models.labels import label_maps as maps_of_labels
 from kdlab.sample import Boxes3D, Detections, to_device
-from kdlab.view.networks.before_after import found_score
+from kdlab.view.sight.before_after import found_score
 from kdlab.view.style import (
     OTHERS,
     STUDENT,

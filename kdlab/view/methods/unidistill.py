@@ -17,9 +17,9 @@ from kdlab.distill import unidistill
 from kdlab.distill.places import Points
 from kdlab.distill.terms import cosine_relation, read_points
 from kdlab.sample import CLASSES
-from kdlab.view.methods.regions import POINT, close_up
-from kdlab.view.methods.shared import BELOW, norm_map, on_map, terms_of
-from kdlab.view.style import TRUTH, array, bev_axes, bev_boxes_on, colour_bar, new_figure, points_on, robust_norm
+from kdlab.view.methods.regions import POINT, window_at_nearest
+from kdlab.view.methods.shared import norm_map, on_map, terms_of
+from kdlab.view.style import BELOW, TRUTH, array, bev_axes, bev_boxes_on, colour_bar, new_figure, points_on, robust_norm
 
 if TYPE_CHECKING:
     from kdlab.view.sight import Observer, Sight
@@ -69,7 +69,7 @@ def _places(ax: Axes, points: Any, read: Any, exchanged: bool) -> None:
 
 
 def _close_points(ax: Axes, sight: Sight, read: Any, loss: Any) -> None:
-    window = close_up(sight.sample.boxes, sight.grid)
+    window = window_at_nearest(sight.sample.boxes, sight.grid)
     points_on(ax, sight.sample.points, window, size=3.0)
     bev_boxes_on(ax, sight.sample.boxes, TRUTH, linewidths=1.6)
     norm = robust_norm(loss[loss > 0], np.zeros(1), low=0)

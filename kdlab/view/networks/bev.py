@@ -1,4 +1,4 @@
-"""Pictures seen from above: points and boxes, features of teacher and student, the map of a distillation term.
+"""Pictures seen from above: points and boxes, features of teacher and student.
 
 In all of them x (forward) points up and y (left) points to the left, in metres.
 """
@@ -6,9 +6,7 @@ In all of them x (forward) points up and y (left) points to the left, in metres.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -20,6 +18,7 @@ from kdlab.geometry import BEVGrid
 from kdlab.sample import Boxes3D, Features
 from kdlab.view.sight.maps import Reduction, cosine_map, principal, reduce_channels, stage_map
 from kdlab.view.style import (
+    BELOW,
     Boxes,
     array,
     bev_axes,
@@ -104,12 +103,11 @@ def feature_maps(
     figure = new_figure(10.4, 10.8) if same else new_figure(13.0, 5.2)
     axes = list(figure.subplots(2, 2).ravel() if same else figure.subplots(1, 3))
     third, label, heading = _compare(axes, a, b, how, grid, names)
-    below: dict[str, Any] = {"orientation": "horizontal", "fraction": 0.06}
-    colour_bar(axes[2], third, label, **below)
+    colour_bar(axes[2], third, label, **BELOW)
     titles = [f"{n} ({len(m)} channels)" for n, m in zip(names, (a, b), strict=True)] + [heading, "cosine similarity"]
     if same:
         cosine = bev_image(axes[3], array(cosine_map(a, b)), grid, norm=Normalize(-1, 1), cmap="PuOr")
-        colour_bar(axes[3], cosine, "cosine (grey: one map is all zero)", extend="neither", **below)
+        colour_bar(axes[3], cosine, "cosine (grey: one map is all zero)", extend="neither", **BELOW)
     halo = [withStroke(linewidth=2.0, foreground="black")]
     for ax, title in zip(axes, titles, strict=False):
         bev_axes(ax, grid, title)
@@ -134,40 +132,6 @@ def _compare(
     left = bev_image(axes[0], first, grid, norm=norm, cmap="viridis")
     bev_image(axes[1], second, grid, norm=norm, cmap="viridis")
     what = f"channel {how}" if isinstance(how, int) else f"{how} over channels"
-    colour_bar(axes[:2], left, what, orientation="horizontal", fraction=0.06)
+    colour_bar(axes[:2], left, what, **BELOW)
     image = bev_image(axes[2], second - first, grid, norm=symmetric_norm(second - first), cmap="RdBu_r")
     return image, f"difference of the {what}", f"{names[1]} − {names[0]}"
-
-
-def term_map(
-    values: Tensor,
-    grid: BEVGrid,
-    name: str = "",
-    boxes: Boxes3D | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """Where a distillation term's loss comes from: its map over the ground, which sums to the term's value.
-
-    Args:
-        values: [H, W], the loss that falls on each cell (`result.map()` of one sample).
-        grid: the map's grid.
-        name: of the term.
-        boxes: outlines to draw on top.
-        ax: where to draw; default: a new figure.
-
-    Raises:
-        ValueError: the map has not two dimensions.
-    """
-    loss = array(values)
-    if loss.ndim != 2:
-        raise ValueError(f"term_map: needs [H, W], got {loss.shape}; take one sample's map")
-    below: dict[str, Any] = {} if ax is None else {"orientation": "horizontal", "fraction": 0.06}
-    ax = new_figure(7.6, 6.3).subplots() if ax is None else ax
-    signed = bool((loss[np.isfinite(loss)] < 0).any())  # a gradient map
-    norm = symmetric_norm(loss, 99.5) if signed else robust_norm(loss[loss > 0], np.zeros(1), low=0, high=99.5)
-    shown = bev_image(ax, loss, grid, norm=norm, cmap="RdBu_r" if signed else "inferno")
-    bev_axes(ax, grid, f"{name}: sum {np.nansum(loss):.4g}".removeprefix(": "))
-    colour_bar(ax, shown, "loss per cell", **below)
-    if boxes is not None:
-        bev_boxes_on(ax, boxes, "white", linewidths=0.6)
-    return owner(ax)

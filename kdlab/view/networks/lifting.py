@@ -23,6 +23,7 @@ from kdlab.sample import Batch, Boxes3D, Sample
 from kdlab.view.sensors.cameras import camera as camera_on
 from kdlab.view.sensors.sensing import seen_extent, title_of, window
 from kdlab.view.style import (
+    BELOW,
     STUDENT,
     TRUTH,
     Array,
@@ -378,5 +379,5 @@ def smear(steps: LiftSteps, sample: Sample, box: Tensor, depths: Mapping[str, Te
         for angle in (angles.min(), angles.max()) if np.ptp(angles) < np.pi else ():
             ax.plot([0, 80 * np.sin(angle)], [0, 80 * np.cos(angle)], ":", color="black", linewidth=0.8)
         bev_axes(ax, area, f"{name}\n{100 * share:.0f} % at the object")
-    colour_bar(axes, shown, "share of the object's pixels", orientation="horizontal", fraction=0.06)
+    colour_bar(axes, shown, "share of the object's pixels", **BELOW)
     return figure

@@ -11,8 +11,8 @@ from kdlab.data.simulate_live import LiveWorld
 from kdlab.data.simulate_tables import scene_name
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Boxes3D
-from kdlab.view.networks.before_after import Finding
 from kdlab.view.sight import Observer
+from kdlab.view.sight.before_after import Finding
 from kdlab.view.widgets.readout import number, table
 
 

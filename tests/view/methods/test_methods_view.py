@@ -106,7 +106,7 @@ def test_offsets_are_those_that_the_compensation_reads(look: Look, draw: Draw) -
     torch.testing.assert_close(first, torch.tensor([1.0, 0.0]), atol=1e-4, rtol=0)
     draw(sampling_offsets(sight, observer))
     draw(sampling_offsets(sight, observer, [(10.0, 5.0), (500.0, 0.0)]))
-    with pytest.raises(ValueError, match="no geometry compensation"):
+    with pytest.raises(ValueError, match="no simulated LiDAR"):
         sampling_offsets(*look("unidistill"))
 
 

@@ -2,19 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from kdlab.distill.places import Cells, TermResult
 from kdlab.geometry import BEVGrid
 from kdlab.sample import Boxes3D, Detections, Features, Sample
-from kdlab.view.methods.regions import close_up, masks, term_maps
-from kdlab.view.networks.bev import bev_boxes, feature_maps, term_map
-from kdlab.view.sight.maps import bev_stages, cosine_map, principal, stage_map
+from kdlab.view.methods.regions import masks
+from kdlab.view.networks.bev import bev_boxes, feature_maps
 from kdlab.view.style import STUDENT, TEACHER, TRUTH, run_colours
 
 Draw = Callable[[Figure], Figure]
@@ -95,70 +92,6 @@ def test_numbers_that_are_none_are_drawn_grey(grid: BEVGrid, draw: Draw) -> None
     draw(feature_maps(everywhere, everywhere, grid, how="pca"))
 
 
-def test_maps_are_drawn_where_they_lie(draw: Draw) -> None:
-    grid = BEVGrid((-10.0, 30.0), (-20.0, 20.0), 10.0)
-    values = torch.zeros(4, 4)
-    column, row, _ = grid.locate(torch.tensor([25.0, 15.0]))
-    values[row, column] = 1.0
-    ax = draw(term_map(values, grid, "term")).axes[0]
-    image = ax.images[0]
-    left, right, low, high = image.get_extent()
-    shown = np.argwhere(np.asarray(image.get_array()) == 1)[0]
-    y = left + (shown[1] + 0.5) * (right - left) / 4
-    x = low + (shown[0] + 0.5) * (high - low) / 4
-    assert (x, y) == (25.0, 15.0)
-    assert ax.get_title() == "term: sum 1"
-
-
-def test_term_map_draws_losses_gradients_and_nothing(grid: BEVGrid, sample: Sample, draw: Draw) -> None:
-    draw(term_map(torch.zeros(32, 32), grid, boxes=sample.boxes))
-    draw(term_map(torch.full((32, 32), torch.nan), grid))
-    norm = draw(term_map(torch.randn(32, 32), grid)).axes[0].images[0].norm
-    assert norm.vmin == -norm.vmax
-    with pytest.raises(ValueError, match="one sample"):
-        term_map(torch.zeros(2, 32, 32), grid)
-
-
-def test_one_basis_for_both() -> None:
-    a = torch.randn(6, 4, 5)
-    first, second = principal(a, a.clone())
-    assert first.shape == (4, 5, 3)
-    torch.testing.assert_close(first, second)
-    assert principal(a[:2], a[:2])[0].isfinite().all()
-
-
-def test_cosine() -> None:
-    a = torch.randn(6, 4, 5)
-    torch.testing.assert_close(cosine_map(a, 2 * a), torch.ones(4, 5))
-    assert cosine_map(a, torch.zeros_like(a)).isnan().all()
-
-
-def test_stages_by_name() -> None:
-    features = Features(bev=torch.zeros(2, 3, 4, 4), camera_bev=torch.ones(2, 1, 5, 4, 4))
-    assert stage_map(features, "camera_bev", 1).shape == (5, 4, 4)
-    assert bev_stages(features) == ["camera_bev", "bev"]
-    for wrong in ("neck", "stages[0]", "beef", "lift", "heatmap"):
-        with pytest.raises(ValueError, match="this detector has camera_bev, bev"):
-            stage_map(features, wrong)
-
-
-def test_masks(sample: Sample, grid: BEVGrid, draw: Draw) -> None:
-    figure = draw(masks(sample.points, sample.boxes, grid))
-    wide, narrow = (np.asarray(ax.images[0].get_array()) for ax in figure.axes[:2])
-    assert (narrow <= wide + 1e-6).all()
-    assert narrow.max() == wide.max() == 1
-    assert all(in_metres(ax) for ax in figure.axes[:3])
-    window = close_up(sample.boxes, grid)
-    assert window.x[0] < 10 < window.x[1]
-
-
 def test_runs_keep_the_teachers_colour() -> None:
     assert run_colours(["student", "teacher (LiDAR)", "student + UniDistill"])[:2] == [STUDENT, TEACHER]
     assert len(set(run_colours(["a", "b", "teacher", "c"]))) == 4
-
-
-def test_one_map_per_term(sample: Sample, grid: BEVGrid, draw: Draw) -> None:
-    term = TermResult.of(torch.ones(1, 32, 32), Cells(), grid)
-    figure = draw(term_maps({"feature": term, "relation": term.weighted(0.5)}, sample.boxes))
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["feature: sum 1024", "relation: sum 512"]
-    draw(term_maps({}))
