@@ -34,10 +34,20 @@ def train(args: Sequence[str]) -> int:
     """
     if args and _is_config(args[0]):
         return _train_config(args)
+    base = _preset(args)
+    given = parse(_words(base), "train", args, str(train.__doc__))
+    config = _run_config(args, given, base)
+    _print_plan(config, given)
+    if given.train_teacher:
+        _teacher_first(config, given, base)
+    return _start(config, given)
+
+
+def _words(base: "RunConfig") -> type[Any]:
+    """What `kdlab train` understands, with a preset's defaults."""
     from kdlab.config import DataConfig, DetectorConfig, TrainConfig
     from kdlab.presets import PRESETS
 
-    base = _preset(args)
     choices = tyro.extras.literal_type_from_choices(list(PRESETS))
 
     @dataclass
@@ -87,12 +97,7 @@ def train(args: Sequence[str]) -> int:
         data: DataConfig = base.data
         train: TrainConfig = base.train
 
-    given = parse(Train, "train", args, str(train.__doc__))
-    config = _run_config(args, given, base)
-    _print_plan(config, given)
-    if given.train_teacher:
-        _teacher_first(config, given, base)
-    return _start(config, given)
+    return Train
 
 
 def _teacher_first(config: "RunConfig", given: Any, base: "RunConfig") -> None:
