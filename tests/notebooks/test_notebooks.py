@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ PICTURES = {"image/png", "image/jpeg"}
 
 
 WORDS = re.compile(r"\b(TODO|FIXME|XXX|localhost|127\.0\.0\.1|sandbox)\b")
+LINES = re.compile(r"^`(\S+\.py)`, lines? (\d+)(?:-(\d+))? \(`\S+`\)\n\n```python\n(.*)\n```$", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|attachment:)([^)#\s]+)")
 
 
@@ -78,6 +80,15 @@ def test_reads_well_without_running(path: Path) -> None:
     assert text.count("<details>") == text.count("</details>")
     missing = [link for link in LINK.findall(text) if not (path.parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_lines_of_code_stand_where_it_says(path: Path) -> None:
+    outputs = [o.get("data", {}) for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
+    for found in filter(None, (LINES.match(data.get("text/markdown", "")) for data in outputs)):
+        file, first, last, shown = found.groups()
+        rows = (FOLDER.parent / file).read_text().splitlines()[int(first) - 1 : int(last or first)]
+        assert textwrap.dedent("\n".join(rows)) == shown, f"{file}:{first}; run tests/notebooks/refresh.py on it"
 
 
 def processor_seconds() -> float:
