@@ -14,7 +14,7 @@ from kdlab.config import (
     TrainConfig,
 )
 from kdlab.geometry import BEVGrid
-from kdlab.presets.paper import Paper, on_nuscenes, resized
+from kdlab.presets.paper import TEST_SCALE, Paper, on_nuscenes, resized
 
 STEPS = 24 * 123_580 // 64
 """Of the student's training: CBGS makes 123,580 samples of the training split."""
@@ -144,10 +144,7 @@ DISTILLBEV = Paper(
             "the finer ones stand in its pillars",
         ),
         ("a fusion teacher stands for MVP", "virtual points come from another project"),
-        (
-            "test images are scaled by 0.44 of 900 x 1600, which fits their width, not by 0.48",
-            "one rule for all papers' test images",
-        ),
+        TEST_SCALE,
         (
             "the context, too, passes a gate of the camera and a 3x3 convolution, not a 1x1 convolution alone",
             "one depth net for all papers",

@@ -75,6 +75,12 @@ COMMON: tuple[tuple[str, str], ...] = (
 )
 """Deviations of all papers' presets."""
 
+TEST_SCALE = (
+    "test images are scaled by 0.44 of 900 x 1600, which fits their width, not by 0.48",
+    "one rule for all papers' test images",
+)
+"""A deviation of those presets whose paper tests at another scale."""
+
 
 def resized(low: float, high: float) -> tuple[float, float]:
     """A paper's range of image scales as `AugmentConfig.resize` has it, relative to `FIT`."""

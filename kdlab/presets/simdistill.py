@@ -14,7 +14,7 @@ from kdlab.config import (
     TrainConfig,
 )
 from kdlab.geometry import BEVGrid
-from kdlab.presets.paper import Paper, on_nuscenes, resized
+from kdlab.presets.paper import TEST_SCALE, Paper, on_nuscenes, resized
 
 
 def paper_simdistill(modality: Modality, root: str = "data/nuscenes") -> RunConfig:
@@ -111,10 +111,7 @@ SIMDISTILL = Paper(
         ),
         ("the camera's map passes a 1x1 convolution (80 to 256) before the fuser", "kdlab's temporal mix of one frame"),
         ("the BEV encoder's third stage has stride 8, not 4", "each of kdlab's stages halves the map"),
-        (
-            "test images are scaled by 0.44 of 900 x 1600, which fits their width, not by 0.48",
-            "one rule for all papers' test images",
-        ),
+        TEST_SCALE,
         (
             "the depth net knows the camera, and has one 3x3 convolution and a residual block",
             "one depth net for all papers",
